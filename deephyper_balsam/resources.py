@@ -1,0 +1,23 @@
+"""Where the folders `apps/`, `site-configs/` and `jobscripts/` are: beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(name: str) -> Path:
+    """Return the folder `name` (``"apps"``, ``"site-configs"`` or ``"jobscripts"``) of this installation.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the installation lacks it, which means that the package was not installed whole.
+    """
+    installed = _PACKAGE / "share" / name
+    checkout = _PACKAGE.parent / name
+    for place in (installed, checkout):
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"This installation has no {name}/ folder (looked at {installed} and {checkout}): install it again.")

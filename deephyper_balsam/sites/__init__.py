@@ -1,0 +1,1 @@
+"""Site configs, the classes they name, and the embedded local server."""
