@@ -1,4 +1,4 @@
-"""Where the folders `apps/`, `site-configs/` and `jobscripts/` are: beside the package in a checkout, inside it in a wheel."""
+"""Where `apps/`, `site-configs/` and `jobscripts/` are: beside the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -20,4 +20,6 @@ def folder(name: str) -> Path:
     for place in (installed, checkout):
         if place.is_dir():
             return place
-    raise FileNotFoundError(f"This installation has no {name}/ folder (looked at {installed} and {checkout}): install it again.")
+    raise FileNotFoundError(
+        f"This installation has no {name}/ folder (looked at {installed} and {checkout}): install it again."
+    )

@@ -114,7 +114,9 @@ class Result:
                 )
             object.__setattr__(self, "objective", float(self.objective))
         if self.number is None and self.config is None:
-            raise InputError("A result without a trial number must bring its configuration: Result(None, y, config={...}).")
+            raise InputError(
+                "A result without a trial number must bring its configuration: Result(None, y, config={...})."
+            )
 
     @property
     def state(self) -> TrialState:

@@ -1,0 +1,90 @@
+"""Targets: ``/path/file.py:attribute`` and ``package.module:attribute``, loaded alike by the driver and on a node."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from deephyper_balsam.errors import TargetError
+
+MAX_REASON_CHARS = 500
+MAX_TRACEBACK_CHARS = 20_000
+_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("targets.py", "worker.py", "command.py"))
+
+
+def shorten(text: str) -> str:
+    """Return `text` as one line of at most `MAX_REASON_CHARS` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_REASON_CHARS else line[: MAX_REASON_CHARS - 1] + "…"
+
+
+def reason(error: BaseException) -> str:
+    """Return what `error` says, in one line."""
+    return shorten(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def own_traceback(error: BaseException) -> str:
+    """Return the traceback from the user's first frame on; ours say nothing to her."""
+    frames = error.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    return text[-MAX_TRACEBACK_CHARS:]
+
+
+def load_object(target: str, search_path: list[str] | None = None) -> Any:
+    """Return what ``/path/file.py:attribute`` or ``package.module:attribute`` names.
+
+    Raises
+    ------
+    TargetError
+        When the file, the module or the attribute does not exist, or the import raises.
+    """
+    place, _, attribute = target.rpartition(":")
+    for entry in reversed(search_path or []):
+        if entry not in sys.path:
+            sys.path.insert(0, entry)
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(f"{target}: importing {place} raised {reason(error)}\n{own_traceback(error)}") from error
+    try:
+        found: Any = module
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        public = ", ".join(sorted(name for name in vars(module) if not name.startswith("_"))) or "nothing"
+        raise TargetError(f"{target}: {place} has no {attribute!r}; it defines {public}.") from None
+    return found
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise TargetError(f"{path} does not exist on {socket.gethostname()}; name a file that every node can read.")
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    # The file's own name, so that what it defines can be pickled; a fresh module object for each path
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(folder)):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _is_ours(filename: str) -> bool:
+    return filename in _OURS or filename.startswith("<frozen importlib") or filename == importlib.__file__

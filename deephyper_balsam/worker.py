@@ -1,0 +1,291 @@
+"""What runs on the node: load the run function, call it, turn its value or its error into an outcome, deliver it.
+
+Nothing here imports pandas, ConfigSpace or scikit-optimize. The outcome is a JSON object, written into the job's own
+`data["result"]` the moment the run ends, and returned to Balsam as well for nodes that cannot reach the API.
+An evaluation that fails by its own fault is an outcome like any other: the process exits 0 and Balsam never re-runs it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from deephyper_balsam.command import run_command
+from deephyper_balsam.errors import TargetError
+from deephyper_balsam.targets import load_object, own_traceback, reason, shorten
+
+MAX_METADATA_CHARS = 50_000
+_WATCHDOG_GRACE_S = 10.0
+_RANK_VARIABLES = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "ALPS_APP_PE",
+    "MV2_COMM_WORLD_RANK",
+    "SLURM_PROCID",
+)
+
+Outcome = dict[str, Any]
+
+
+class RunningJob(Mapping[str, Any]):
+    """The mapping that a run function gets, with the face of DeepHyper's `RunningJob`.
+
+    ``job["learning_rate"]``, ``job.get("dropout", 0.0)``, ``dict(job)``; `parameters` is the configuration as a dict,
+    `id` the trial's number.
+    """
+
+    def __init__(self, number: int, parameters: Mapping[str, Any]) -> None:
+        self.id = number
+        self.parameters: dict[str, Any] = dict(parameters)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parameters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __repr__(self) -> str:
+        return f"RunningJob(id={self.id}, parameters={self.parameters})"
+
+
+RunFunction = Callable[[RunningJob], Any]
+
+
+class TrialTimeout(BaseException):
+    """Raised in the run function when its time is over; no Exception, so that ``except Exception`` lets it through."""
+
+
+def evaluate(run: RunFunction, job: RunningJob, clock: Callable[[], float] = time.time) -> Outcome:
+    """Call `run` once and say how it ended; whatever it raises becomes a failure with its reason.
+
+    Returns
+    -------
+    dict
+        ``objective`` (float or None), ``failure`` (None or one line), ``traceback``, ``metadata``, ``start`` and
+        ``end`` (seconds since the epoch on this node), ``host``. Only KeyboardInterrupt goes through.
+    """
+    started_at = clock()
+    outcome: Outcome = {"objective": None, "failure": None, "metadata": {}}
+    try:
+        outcome.update(interpret(run(job)))
+    except KeyboardInterrupt:
+        raise
+    except TrialTimeout as error:
+        outcome["failure"] = str(error)
+    except SystemExit as error:
+        outcome["failure"] = f"the run function called sys.exit({error.code!r})"
+    except BaseException as error:
+        outcome.update(failure=reason(error), traceback=own_traceback(error))
+    return {**outcome, "start": started_at, "end": clock(), "host": socket.gethostname()}
+
+
+def interpret(returned: Any) -> Outcome:
+    """Read what a run function returned: a number, ``{"objective": ..., "metadata": {...}}``, or ``"F_reason"``."""
+    metadata: Any = {}
+    if isinstance(returned, Mapping):
+        if "objective" not in returned:
+            return _failure(f'returned a dict without "objective" (its keys: {sorted(map(str, returned))})')
+        metadata = returned.get("metadata") or {}
+        returned = returned["objective"]
+    return {**_interpret_objective(returned), "metadata": _plain_metadata(metadata)}
+
+
+def _interpret_objective(value: Any) -> Outcome:
+    if (hasattr(value, "item") and getattr(value, "size", 1) == 1) or hasattr(value, "numel"):
+        with contextlib.suppress(ValueError, TypeError, RuntimeError):  # an array of one number is that number
+            value = value.item()
+    if isinstance(value, str):
+        if value.startswith("F"):  # DeepHyper's way to say that a run failed
+            return _failure(value.removeprefix("F_").removeprefix("F").strip(" _:") or "the run function returned 'F'")
+        return _failure(f"returned text instead of a number: {value!r}")
+    if value is None:
+        return _failure("returned None instead of a number (is a `return` missing?)")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _failure(f"returned {type(value).__name__} instead of a number: {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        return _failure("returned an integer too large for a float")
+    if not math.isfinite(number):
+        return _failure(f"returned {number}")
+    return {"objective": number, "failure": None}
+
+
+def _failure(reason: str) -> Outcome:
+    return {"objective": None, "failure": shorten(reason)}
+
+
+def _plain_metadata(metadata: Any) -> dict[str, Any]:
+    """Return `metadata` as JSON values: what JSON cannot hold becomes text, what is too large is named and left out."""
+    if not isinstance(metadata, Mapping):
+        return {"metadata": _plain(metadata)}
+    plain = {str(key): _plain(value) for key, value in metadata.items()}
+    if len(json.dumps(plain)) <= MAX_METADATA_CHARS:
+        return plain
+    return {
+        key: value if len(json.dumps(value)) <= MAX_METADATA_CHARS // (len(plain) + 1) else "(too large, left out)"
+        for key, value in plain.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    return str(value)
+
+
+# --- the time limit --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def time_limit(limit_s: float | None, on_stuck: Callable[[], None]) -> Iterator[None]:
+    """Raise `TrialTimeout` in the block after `limit_s` seconds; end the process tree if the block does not react.
+
+    A timer signal raises in Python code. Code that hangs outside Python (or swallows the exception) is ended by a
+    watchdog process ten seconds later, after it called `on_stuck` to deliver the failure.
+    """
+    if not limit_s:
+        yield
+        return
+    watchdog = os.fork()
+    if watchdog == 0:
+        _watch(os.getppid(), limit_s + _WATCHDOG_GRACE_S, on_stuck)
+
+    def ring(_signum: int, _frame: Any) -> None:
+        raise TrialTimeout(timeout_reason(limit_s))
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(watchdog, signal.SIGKILL)
+            os.waitpid(watchdog, 0)
+
+
+def timeout_reason(limit_s: float) -> str:
+    """Return the reason kept for a run that took longer than its `eval_timeout`."""
+    return f"timed out after {limit_s:g} s"
+
+
+def _watch(parent_pid: int, limit_s: float, on_stuck: Callable[[], None]) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if os.getppid() != parent_pid:
+            os._exit(0)
+        time.sleep(0.2)
+    try:
+        on_stuck()
+    finally:
+        end_children(parent_pid, sparing=os.getpid())
+        os.kill(parent_pid, signal.SIGKILL)
+        os._exit(0)
+
+
+def end_children(pid: int, sparing: int | None = None) -> None:
+    """End every process that `pid` started and that still runs, except `sparing`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = [child for child in psutil.Process(pid).children(recursive=True) if child.pid != sparing]
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        _, alive = psutil.wait_procs(children, timeout=2)
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+# --- inside Balsam ---------------------------------------------------------------------------------------------------
+
+
+def _make_run_function(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
+    """Return the callable behind an application's spec (see `deephyper_balsam.apps`)."""
+    if spec["kind"] == "command":
+        return lambda job: run_command(spec, job.parameters, workdir)
+    if spec.get("payload"):
+        import dill
+
+        loaded: Any = dill.loads(base64.b64decode(spec["payload"]))
+    else:
+        loaded = load_object(spec["target"], spec.get("search_path"))
+    if not callable(loaded):
+        raise TargetError(f"{spec['target']} is {type(loaded).__name__}, not a function that takes a job.")
+    run: RunFunction = loaded
+    return run
+
+
+def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) -> Outcome:
+    """Evaluate the trial of a Balsam application instance and deliver the outcome; called by its `run`.
+
+    Parameters
+    ----------
+    app
+        The ApplicationDefinition instance: `app.job` is the job, `app._client` a client of Balsam's API.
+    spec
+        What to run, as made by `deephyper_balsam.apps`.
+    parameters
+        The configuration.
+    """
+    data = dict(app.job.data or {})
+    if "result" in data:  # it ended before, and only the news of it was lost: never run it again
+        return dict(data["result"])
+    workdir = Path.cwd()
+    job = RunningJob(int(app.job.tags.get("trial", -1)), parameters)
+    limit_s = data.get("eval_timeout_s")
+    started_at = time.time()
+
+    def give_up() -> None:
+        outcome = {**_failure(timeout_reason(limit_s or 0.0)), "metadata": {}, "start": started_at}
+        deliver(app, data, {**outcome, "end": time.time(), "host": socket.gethostname()})
+
+    with time_limit(limit_s, give_up):
+        outcome = evaluate(lambda job: _make_run_function(spec, workdir)(job), job)
+    end_children(os.getpid())
+    if app.job.num_nodes * app.job.ranks_per_node == 1 or rank() == 0:
+        deliver(app, data, outcome)
+    return outcome
+
+
+def rank() -> int:
+    """Return this process's MPI rank, from what the launcher left in the environment; 0 without MPI."""
+    for name in _RANK_VARIABLES:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 0
+
+
+def deliver(app: Any, data: Mapping[str, Any], outcome: Outcome) -> None:
+    """Write the outcome into the job's own `data`; where the API is out of reach, Balsam's return value must do."""
+    client = app._client
+    client.retry_count, client.connect_timeout, client.read_timeout = 3, 5.0, 30.0
+    try:
+        client.bulk_patch("jobs/", [{"id": app.job.id, "data": {**data, "result": outcome}}])
+    except Exception as error:
+        print(f"The result could not be written to Balsam from here ({error}); it goes by the return value.")  # noqa: T201
