@@ -1,0 +1,300 @@
+"""Applications: a run function or a shell command as a Balsam ApplicationDefinition, registered at a site.
+
+A spec is a JSON object, the same in the application, in the search's record and on the node:
+
+- ``{"kind": "function", "name": ..., "target": "/path/file.py:run" | "package.module:run", "search_path": [...]}``
+- the same with ``"payload"``: a function that no file defines (a notebook, a lambda), pickled by value;
+- ``{"kind": "command", "name", "command", "objective", "maximize", "environment", "here"}`` for a shell command.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deephyper_balsam.errors import TargetError
+from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.resources import folder
+from deephyper_balsam.targets import load_object
+
+Spec = dict[str, Any]
+
+_COMMAND_KEYS = {"name", "command", "objective", "maximize", "environment"}
+_DESCRIPTION = "deephyper_balsam"
+
+
+# --- what the user names ---------------------------------------------------------------------------------------------
+
+
+def bundled() -> dict[str, Path]:
+    """Return the applications that come with the package: name -> folder."""
+    return {place.parent.name: place.parent for place in sorted(folder("apps").glob("*/problem.py"))}
+
+
+def resolve_problem(target: str) -> Any:
+    """Load the `HpProblem` that `target` names.
+
+    Parameters
+    ----------
+    target
+        ``file.py[:name]``, ``package.module[:name]``, a folder with a `problem.py`, or the name of a bundled
+        application; the name inside is ``problem`` by default.
+
+    Raises
+    ------
+    TargetError
+        When nothing of that name is found, or what is found is no HpProblem.
+    """
+    from deephyper_balsam.problem import HpProblem
+
+    full, _ = _locate(target, file="problem.py", attribute="problem")
+    found = load_object(full)
+    if not isinstance(found, HpProblem):
+        raise TargetError(f"{full} is {type(found).__name__}; --problem needs an HpProblem.")
+    return found
+
+
+def resolve_run(target: str | Callable[..., Any]) -> Spec:
+    """Return the spec of the run function or shell command that `target` names, after loading it once here.
+
+    Parameters
+    ----------
+    target
+        As in `resolve_problem`, with ``run`` as the name inside and `run.py` in a folder; a YAML file (or a folder
+        with a `command.yaml`) of a shell command; or the function itself.
+    """
+    if callable(target):
+        return _spec_of_callable(target)
+    full, search_path = _locate(target, file="run.py", attribute="run")
+    if full.endswith((".yaml", ".yml")):
+        return _read_command(Path(full))
+    found = load_object(full, search_path)
+    if not callable(found):
+        raise TargetError(f"{full} is {type(found).__name__}; --run needs a function that takes a job.")
+    _check_signature(found, full)
+    place, _, attribute = full.rpartition(":")
+    stem = Path(place).parent.name if Path(place).name == "run.py" else Path(place).stem
+    stem = stem if place.endswith(".py") else place.replace(".", "_")
+    return {
+        "kind": "function",
+        "name": _identifier(f"{stem}_{attribute}"),
+        "target": full,
+        "search_path": search_path,
+    }
+
+
+def _locate(target: str, file: str, attribute: str) -> tuple[str, list[str]]:
+    """Return `target` in full, ``place:attribute``, and the folders its module was found through."""
+    place, colon, named = target.partition(":")
+    attribute = named if colon else attribute
+    path = Path(place).expanduser()
+    if place in bundled() and not path.exists():
+        path = bundled()[place]
+    if path.is_dir():
+        command = path / "command.yaml"
+        path = command if file == "run.py" and command.is_file() else path / file
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise TargetError(f"{path} does not exist.")
+        return str(path.resolve()), []
+    if path.suffix == ".py" or path.is_file():
+        if not path.is_file():
+            raise TargetError(f"{path} does not exist; name a Python file, a module, or one of {', '.join(bundled())}.")
+        return f"{path.resolve()}:{attribute}", []
+    if re.fullmatch(r"\w+(\.\w+)*", place):
+        return f"{place}:{attribute}", _module_search_path(target, place)
+    raise TargetError(
+        f"{target!r} names nothing to load: give file.py:{attribute}, package.module:{attribute}, "
+        f"a folder with a {file}, or one of {', '.join(bundled())}."
+    )
+
+
+def _module_search_path(target: str, module: str) -> list[str]:
+    """Return the folder that the module is found through when Python's own path would not find it on a node."""
+    top = module.partition(".")[0]
+    here = Path.cwd()
+    if (here / f"{top}.py").is_file() or (here / top).is_dir():
+        if str(here) not in sys.path:
+            sys.path.insert(0, str(here))
+        return [str(here)]
+    from importlib.util import find_spec
+
+    if find_spec(top) is None:
+        raise TargetError(
+            f"There is no module {top!r} here for {target!r}, and no bundled application of that name "
+            f"({', '.join(bundled())})."
+        )
+    return []
+
+
+def _check_signature(function: Callable[..., Any], target: str) -> None:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise TargetError(
+            f"{target} must take one argument, the job, but its signature is {inspect.signature(function)}."
+        ) from None
+    except ValueError:  # a built-in without a signature: the first call will tell
+        return
+
+
+def _spec_of_callable(function: Callable[..., Any]) -> Spec:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    module = inspect.getmodule(function)
+    file = getattr(module, "__file__", None)
+    _check_signature(function, name)
+    if module is not None and module.__name__ != "__main__" and file and name.isidentifier():
+        root = Path(file).resolve().parents[module.__name__.count(".") + (Path(file).name == "__init__.py")]
+        return {
+            "kind": "function",
+            "name": _identifier(f"{module.__name__}_{name}"),
+            "target": f"{module.__name__}:{name}",
+            "search_path": [str(root)],
+        }
+    import dill
+
+    try:
+        pickled = dill.dumps(function, recurse=True)
+    except Exception as error:
+        raise TargetError(
+            f"{name} cannot be sent to a node ({error}); put it into a file and give file.py:{name}."
+        ) from error
+    digest = hashlib.sha256(pickled).hexdigest()[:8]
+    label = "function" if name == "<lambda>" else name.rpartition(".")[2]
+    return {
+        "kind": "function",
+        "name": _identifier(f"{label}_{digest}"),
+        "target": name,
+        "payload": base64.b64encode(pickled).decode(),
+    }
+
+
+def _read_command(path: Path) -> Spec:
+    """Read and check the YAML of a shell command."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise TargetError(f"{path} is no YAML: {error}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("command"), str):
+        raise TargetError(
+            f"{path} must be a mapping with a `command`; its keys may be {', '.join(sorted(_COMMAND_KEYS))}."
+        )
+    unknown = sorted(set(raw) - _COMMAND_KEYS)
+    if unknown:
+        raise TargetError(f"{path} has unknown keys {unknown}; known are {', '.join(sorted(_COMMAND_KEYS))}.")
+    objective = raw.get("objective")
+    if not isinstance(objective, dict) or ("regex" in objective) == ("json" in objective):
+        raise TargetError(
+            f"{path}: `objective` must be either {{regex: '...(number)...'}} or {{json: result.json, key: name}}, "
+            f"but got {objective!r}."
+        )
+    if "regex" in objective:
+        try:
+            groups = re.compile(objective["regex"]).groups
+        except re.error as error:
+            raise TargetError(f"{path}: the objective's regex is wrong: {error}.") from error
+        if groups != 1:
+            raise TargetError(f"{path}: the objective's regex must have one group, the number, but has {groups}.")
+    return {
+        "kind": "command",
+        "name": _identifier(raw.get("name") or path.parent.name),
+        "target": str(path),
+        "command": raw["command"],
+        "objective": objective,
+        "maximize": bool(raw.get("maximize", True)),
+        "environment": raw.get("environment") or {},
+        "here": str(path.parent),
+    }
+
+
+def command_parameters(spec: Mapping[str, Any]) -> set[str]:
+    """Return the hyperparameters that a shell command's ``{{ }}`` name."""
+    return set(re.findall(r"{{\s*(\w+)\s*}}", spec["command"])) - {"here", "python"}
+
+
+def _identifier(text: str) -> str:
+    cleaned = re.sub(r"\W+", "_", text).strip("_") or "run"
+    return cleaned if not cleaned[0].isdigit() else f"run_{cleaned}"
+
+
+# --- what Balsam gets -----------------------------------------------------------------------------------------------
+
+
+def make_application(spec: Spec, site_id: int, name: str | None = None) -> Any:
+    """Return the ApplicationDefinition class that evaluates `spec` at a site."""
+    from balsam._api.app import ApplicationDefinition
+
+    class Evaluation(ApplicationDefinition):  # type: ignore[misc]
+        """One evaluation of a hyperparameter configuration."""
+
+        site = site_id
+        trial_spec = spec
+
+        def run(self, /, **configuration: Any) -> Any:
+            # Imported here: the class travels pickled, and what it needs must be found where it arrives
+            from deephyper_balsam.worker import run_trial
+
+            return run_trial(self, self.trial_spec, configuration)
+
+    Evaluation.__name__ = name or spec["name"]
+    Evaluation.__doc__ = describe(spec)
+    return Evaluation
+
+
+def describe(spec: Mapping[str, Any]) -> str:
+    """Return the application's description in Balsam: what it runs, for people, and a digest of the spec, for us."""
+    what = "shell command" if spec["kind"] == "command" else "run function"
+    return f"{_DESCRIPTION} {what} {spec['target']} [{_digest(spec)}]"
+
+
+def _digest(spec: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def register(gateway: Gateway, spec: Spec, site: str) -> tuple[int, str]:
+    """Register the application of `spec` at a site, or find it there; its id and name in Balsam.
+
+    An application with the same name but another spec is left as it is: a running agent has it loaded, and jobs of
+    another search may need it. Ours then gets a name with a number.
+    """
+    site_id = int(gateway.site(site)["id"])
+    taken = {row["name"]: row for row in gateway.apps(site_id)}
+    name, count = spec["name"], 1
+    while name in taken and taken[name]["description"] != describe(spec):
+        count += 1
+        name = f"{spec['name']}_{count}"
+    if name in taken:
+        return int(taken[name]["id"]), name
+    definition = make_application(spec, site_id, name)
+    row = gateway.create_app(
+        {
+            "site_id": site_id,
+            "name": name,
+            "serialized_class": _serialize(definition),
+            "source_code": _source(spec),
+            "description": describe(spec),
+            "parameters": {},
+            "transfers": {},
+        }
+    )
+    return int(row["id"]), name
+
+
+def _serialize(definition: Any) -> str:
+    from balsam.schemas import serialize
+
+    return str(serialize(definition))
+
+
+def _source(spec: Spec) -> str:
+    """Return what `balsam app` shows as source: the user's function where it can be read, else the spec."""
+    return json.dumps({key: value for key, value in spec.items() if key != "payload"}, indent=2)

@@ -1,0 +1,260 @@
+"""The few calls of Balsam's API that a search needs, in our words and errors. The only importer of Balsam's client.
+
+Balsam's own client retries a refused request for minutes and builds a model of every row. The gateway makes one
+attempt, raises an error that says whether trying again can help, and hands out rows as plain dicts. Who must be patient
+waits itself (`deephyper_balsam.search`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from deephyper_balsam.errors import BalsamError, InputError, NotLoggedInError, UnknownSiteError, UnreachableError
+
+Row = dict[str, Any]
+"""One row of Balsam's API as JSON gives it: a job, a site, an application, a BatchJob."""
+
+WAITING_STATES = ("CREATED", "AWAITING_PARENTS", "READY", "STAGED_IN", "PREPROCESSED", "RESTART_READY")
+"""Job states in which no node has begun."""
+
+_CONNECT_TIMEOUT_S = 6.0
+_READ_TIMEOUT_S = 60.0
+_PAGE_ROWS = 5000
+_BULK_ROWS = 1000
+
+
+class Gateway:
+    """Balsam's API for one account.
+
+    Raises, from every method
+    -------------------------
+    UnreachableError
+        The API does not answer, or answers 5xx: try again.
+    NotLoggedInError
+        The login is missing or expired: `balsam login`, then `reconnect()`.
+    BalsamError
+        The API refused the request; the message is its own.
+    """
+
+    def __init__(self, client_path: str | Path | None = None) -> None:
+        """Use the credentials in `client_path`; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``."""
+        named = client_path or os.environ.get("BALSAM_CLIENT_PATH") or Path.home() / ".balsam" / "client.yml"
+        self.client_path = Path(named)
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Read the credentials again, after a login."""
+        import yaml
+        from balsam.config import ClientSettings
+
+        try:
+            settings = yaml.safe_load(self.client_path.read_text())
+            self._client = ClientSettings(**settings).build_client()
+        except FileNotFoundError:
+            raise NotLoggedInError(
+                f"Not logged in to Balsam: there are no credentials at {self.client_path}. Run `balsam login`, or "
+                "start a local server with `deephyper-balsam server up` and set BALSAM_CLIENT_PATH as it says."
+            ) from None
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise NotLoggedInError(f"The credentials at {self.client_path} cannot be read: {error}") from error
+
+    # --- one request ---------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        import requests
+        from balsam.client.encoders import jsonable_encoder
+
+        if not self._client._authenticated:
+            raise NotLoggedInError(f"The Balsam login in {self.client_path} has expired. Run `balsam login`.")
+        root = self._client.api_root.rstrip("/")
+        try:
+            response = self._client.session.request(
+                method,
+                f"{root}/{path}",
+                params=params,
+                json=None if body is None else jsonable_encoder(body),
+                timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+            )
+        except requests.RequestException as error:
+            raise UnreachableError(f"Balsam does not answer at {root}: {_cause(error)}") from error
+        if response.status_code < 400:
+            return response.json() if response.content else None
+        said = f"{method} {root}/{path} answered {response.status_code} {response.reason}: {response.text[:500]}"
+        if response.status_code == 401:
+            raise NotLoggedInError(
+                f"Balsam does not accept the login in {self.client_path}. Run `balsam login`. ({said})"
+            )
+        if response.status_code >= 500:
+            raise UnreachableError(said)
+        raise BalsamError(said)
+
+    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[Row]:
+        offset = 0
+        while True:
+            page = self._call("GET", path, {**params, "limit": _PAGE_ROWS, "offset": offset})["results"]
+            yield from page
+            if len(page) < _PAGE_ROWS:
+                return
+            offset += _PAGE_ROWS
+
+    # --- sites and applications ----------------------------------------------------------------------------------
+
+    def sites(self) -> list[Row]:
+        """Every site of the account."""
+        return list(self._pages("sites/", {}))
+
+    def site(self, name: str) -> Row:
+        """Return the site `name`; UnknownSiteError names those there are."""
+        sites = self.sites()
+        for site in sites:
+            if site["name"] == name or str(site["id"]) == name:
+                return site
+        known = ", ".join(sorted(site["name"] for site in sites)) or "none"
+        raise UnknownSiteError(
+            f"There is no Balsam site {name!r}; the sites of this account are: {known}. "
+            "Make one with `deephyper-balsam site init`."
+        )
+
+    def apps(self, site_id: int | None = None, name: str | None = None) -> list[Row]:
+        """Return the applications at a site, or everywhere."""
+        return list(self._pages("apps/", _given(site_id=site_id, name=name)))
+
+    def create_app(self, app: Mapping[str, Any]) -> Row:
+        """Register an application."""
+        row: Row = self._call("POST", "apps/", body=app)
+        return row
+
+    def update_app(self, app_id: int, app: Mapping[str, Any]) -> None:
+        """Replace an application's definition."""
+        self._call("PUT", f"apps/{app_id}", body=app)
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def create_jobs(self, jobs: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Create the jobs in batches and return their ids, in the order given. Their workdirs must differ."""
+        ids: list[int] = []
+        for batch in _batches(jobs, _BULK_ROWS):
+            rows = self._call("POST", "jobs/", body=batch)
+            by_workdir = {row["workdir"]: row["id"] for row in rows}
+            ids.extend(by_workdir[job["workdir"]] for job in batch)
+        return ids
+
+    def jobs(
+        self,
+        tags: Mapping[str, str],
+        changed_since: str | None = None,
+        states: Sequence[str] | None = None,
+        ids: Sequence[int] | None = None,
+        order_by: str | None = None,
+    ) -> Iterator[Row]:
+        """Jobs that carry all `tags`, as raw rows, in the order of their ids.
+
+        Parameters
+        ----------
+        changed_since
+            Only jobs whose `last_update` is not before this time, in the server's own words.
+        """
+        params = _given(last_update_after=changed_since, state=states, id=ids, ordering=order_by)
+        return self._pages("jobs/", {"tags": [f"{key}:{value}" for key, value in tags.items()], **params})
+
+    def write_data(self, data_by_id: Mapping[int, Mapping[str, Any]]) -> None:
+        """Replace the `data` of jobs. One kind of change a call: Balsam applies the first row's columns to all."""
+        changes = [{"id": job_id, "data": data} for job_id, data in data_by_id.items()]
+        for batch in _batches(changes, _BULK_ROWS):
+            self._call("PATCH", "jobs/", body=batch)
+
+    def move_jobs(
+        self, tags: Mapping[str, str], from_states: Sequence[str], to_state: str, message: str, ids: Sequence[int] = ()
+    ) -> int:
+        """Move the jobs that are in one of `from_states` to `to_state`, and no others; how many there were."""
+        moved = 0
+        for batch in _batches(ids, 200) if ids else [[]]:
+            query = {"tags": [f"{key}:{value}" for key, value in tags.items()], "state": list(from_states)}
+            change = {"state": to_state, "state_data": {"message": message}}
+            moved += int(self._call("PUT", "jobs/", {**query, **_given(id=list(batch) or None)}, change))
+        return moved
+
+    def events(self, **query: Any) -> Iterator[Row]:
+        """Events of Balsam's log (`job_id`, `tags`, `to_state`, `from_state`, `timestamp_after` ...), oldest first."""
+        return self._pages("events/", {"ordering": "timestamp", **query})
+
+    # --- allocations ---------------------------------------------------------------------------------------------
+
+    def batch_jobs(self, site_ids: Iterable[int], states: Sequence[str] | None = None) -> list[Row]:
+        """Return the BatchJobs of the sites."""
+        return list(self._pages("batch-jobs/", {"site_id": list(site_ids), **_given(state=states)}))
+
+    def create_batch_job(self, batch_job: Mapping[str, Any]) -> Row:
+        """Ask a site for an allocation."""
+        row: Row = self._call("POST", "batch-jobs/", body=batch_job)
+        return row
+
+    def end_batch_job(self, batch_job_id: int) -> None:
+        """Ask a site to end an allocation."""
+        self._call("PATCH", "batch-jobs/", body=[{"id": batch_job_id, "state": "pending_deletion"}])
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of a time of the API; a time without zone is UTC."""
+    from datetime import timezone
+
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def pack(value: Any) -> str:
+    """Encode a job's parameters as Balsam does."""
+    from balsam.schemas import serialize
+
+    return str(serialize(value))
+
+
+def unpack(text: str) -> Any:
+    """Decode what Balsam encoded: parameters or a return value.
+
+    Raises
+    ------
+    BalsamError
+        When the text cannot be decoded here, for example because it holds a class this environment lacks.
+    """
+    from balsam.schemas import DeserializeError, deserialize
+
+    try:
+        return deserialize(text)
+    except (DeserializeError, ValueError) as error:
+        raise BalsamError(f"A value from Balsam cannot be decoded here: {error}") from error
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can name a search.
+
+    Raises
+    ------
+    InputError
+        The name becomes a tag and a folder, so it may hold letters, digits, ``.``, ``_`` and ``-``.
+    """
+    allowed = name.replace("-", "").replace("_", "").replace(".", "")
+    if not (0 < len(name) <= 64 and allowed.isascii() and allowed.isalnum() and name[0].isalnum()):
+        raise InputError(
+            f"{name!r} cannot name a search: 1 to 64 letters, digits, '.', '_' and '-' are allowed, "
+            "the first a letter or digit."
+        )
+    return name
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _batches(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost words of a chain of connection errors; the outer ones repeat addresses of objects."""
+    text = str(error)
+    return text.rsplit(":", 1)[-1].strip(" ')>") if "Connection" in text or "timed out" in text else text
