@@ -1,0 +1,324 @@
+"""Trials as jobs of a Balsam application: bulk submit, incremental collect."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from deephyper_balsam import records
+from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam.apps import register, resolve_run
+from deephyper_balsam.errors import InputError, SearchExistsError, UnreachableError
+from deephyper_balsam.gateway import WAITING_STATES, Gateway, Row, check_name
+from deephyper_balsam.records import Resources, SearchRecord
+from deephyper_balsam.trial import Result, Trial, TrialState
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_DELAY_S = 6.0
+"""From a run's end to the start of the next through Balsam's pipeline, on a stock site (measured: 5 to 6 s)."""
+
+_OVERLAP_S = 10.0  # a poll looks back this far: clocks differ, and a commit may land late
+_RECENT_RUNS = 200
+
+
+@dataclass(frozen=True)
+class History:
+    """What Balsam holds of a search that was begun before.
+
+    Attributes
+    ----------
+    record
+        Its settings, as written when it was begun.
+    trials
+        Every trial, by number.
+    results
+        The results that a driver took in, in the order in which it did.
+    """
+
+    record: SearchRecord
+    trials: list[Trial]
+    results: list[Result]
+
+
+class BalsamEvaluator:
+    """Evaluates trials as jobs at a Balsam site (see `deephyper_balsam.evaluators.base.Evaluator` for the contract).
+
+    Parameters
+    ----------
+    run
+        The run function; or ``"file.py:run"``, ``"package.module:run"``, the YAML of a shell command, the name of a
+        bundled application.
+    site
+        The name of the Balsam site.
+    resources
+        What one evaluation gets.
+    eval_timeout
+        Seconds after which an evaluation is ended and counts as failed; None: no limit.
+    allocation
+        The allocation to ask for when none is alive; None: someone else provides them.
+    client_path
+        Balsam's credentials file; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``.
+
+    Raises
+    ------
+    TargetError, UnknownSiteError, NotLoggedInError, UnreachableError
+        At once, not when the search begins.
+    """
+
+    def __init__(
+        self,
+        run: str | Callable[..., Any],
+        site: str,
+        *,
+        resources: Resources | None = None,
+        eval_timeout: float | None = None,
+        allocation: AllocationRequest | None = None,
+        client_path: str | Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if eval_timeout is not None and eval_timeout <= 0:
+            raise InputError(f"`eval_timeout > 0` (seconds) must hold, but got {eval_timeout}.")
+        self.spec = resolve_run(run)
+        self.resources = resources or Resources()
+        self.eval_timeout_s = eval_timeout
+        self.gateway = Gateway(client_path)
+        self.site = self.gateway.site(site)
+        self._request = allocation
+        self._clock = clock
+        self._search: str | None = None
+        self._zero = 0.0
+        self._app_id = -1
+        self._since: str | None = None
+        self._seen: dict[int, str] = {}  # job id -> last_update, of what the next look may show again
+        self._lines: dict[int, dict[str, Any]] = {}  # trial number -> its line of results.csv
+        self._states: Counter[TrialState] = Counter()
+        self._gathered: set[int] = set()
+        self._order = 0
+        self._doubtful = False
+        self._durations_s: deque[float] = deque(maxlen=_RECENT_RUNS)
+        self.allocations: Allocations | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a search with this evaluator writes into its record."""
+        return {"run": self.spec, "site": self.site["name"]}
+
+    # --- the beginning -------------------------------------------------------------------------------------------
+
+    def open(self, name: str, settings: dict[str, Any]) -> History:
+        """Begin the search `name`, or pick it up where it stands.
+
+        Parameters
+        ----------
+        settings
+            What the search is; a search of that name must have been begun with the same. A ``seed`` of None accepts
+            the seed it was begun with.
+
+        Raises
+        ------
+        SearchExistsError
+            The name belongs to a search with other settings.
+        """
+        check_name(name)
+        settings = {**settings, **self.settings}
+        found = records.find_records(self.gateway, name)
+        if found:
+            record = found[0]
+            checked = {key: value for key, value in settings.items() if (key, value) != ("seed", None)}
+            records.check_same(record, checked)
+        else:
+            if any(True for _ in self.gateway.jobs(records.trial_tags(name))):
+                raise SearchExistsError(
+                    f"Jobs tagged search={name} are in this Balsam already, but were made by something else. "
+                    "Choose another name."
+                )
+            settings = {**settings, "resources": asdict(self.resources), "eval_timeout": self.eval_timeout_s}
+            record = records.create_record(self.gateway, name, settings, self.site["id"], self._clock())
+        self._search, self._zero = name, record.created_at
+        self._app_id, app_name = register(self.gateway, self.spec, self.site["name"])
+        logger.info("Application %s at site %s", app_name, self.site["name"])
+        self.allocations = Allocations(
+            self.gateway, {self.site["id"]: self.site}, records.trial_tags(name), self.resources, self._request
+        )
+        return self._read_history(record)
+
+    def _read_history(self, record: SearchRecord) -> History:
+        rows = list(self.gateway.jobs(records.trial_tags(record.name)))
+        for row in rows:
+            self._note(row)
+        gathered = sorted(
+            (row for row in rows if "gathered" in row["data"]), key=lambda row: row["data"]["gathered"]["order"]
+        )
+        self._gathered = {int(row["tags"]["trial"]) for row in gathered}
+        self._order = len(gathered)
+        trials = sorted((records.read_trial(row) for row in rows), key=lambda trial: trial.number)
+        results = [records.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in gathered]
+        # What ended while no driver looked is collected like any other result: look at everything once more
+        self._since, self._seen = None, {}
+        return History(record, trials, results)
+
+    # --- submit and collect --------------------------------------------------------------------------------------
+
+    def submit(self, trials: Sequence[Trial]) -> None:
+        """Create the jobs of the trials, in bulk."""
+        if not trials:
+            return
+        assert self._search is not None, "open() comes first"
+        if self._doubtful:  # an answer was lost: what was created all the same must not be created twice
+            there = {int(row["tags"]["trial"]) for row in self.gateway.jobs(records.trial_tags(self._search))}
+            trials = [trial for trial in trials if trial.number not in there]
+        now = self._clock()
+        jobs = [
+            records.trial_job(trial, self._search, self._app_id, self.resources, now, self.eval_timeout_s)
+            for trial in trials
+        ]
+        try:
+            self.gateway.create_jobs(jobs)
+        except UnreachableError:
+            self._doubtful = True
+            raise
+        self._doubtful = False
+        for trial in trials:
+            self._set_line(trial.number, {"job_id": trial.number, "job_status": TrialState.READY.value})
+
+    def collect(self) -> list[Result]:
+        """Look at the jobs that changed since the last look, and take in the results that are new."""
+        assert self._search is not None, "open() comes first"
+        assert self.allocations is not None
+        self.allocations.refresh()
+        changed = [row for row in self._changed_rows() if self._seen.get(row["id"]) != row["last_update"]]
+        arrived = [row for row in changed if self._is_news(row)]
+        taken: dict[int, Row] = {}
+        for row in arrived:
+            outcome = self._explain(row)
+            gathered = {"order": self._order + len(taken), "at": self._clock()}
+            row["data"] = {**row["data"], "result": outcome, "gathered": gathered}
+            taken[row["id"]] = row
+        self.gateway.write_data({job_id: row["data"] for job_id, row in taken.items()})
+        # Nothing above changed us, so that after an error the same call can be made again
+        self._order += len(taken)
+        for row in changed:
+            self._note(row)
+        self._forget_old()
+        results = [records.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in taken.values()]
+        for result in results:
+            assert result.number is not None
+            self._gathered.add(result.number)
+            if result.started_at and result.ended_at:
+                self._durations_s.append(result.ended_at - result.started_at)
+        return results
+
+    def _changed_rows(self) -> list[Row]:
+        assert self._search is not None
+        return list(self.gateway.jobs(records.trial_tags(self._search), changed_since=self._since))
+
+    def _is_news(self, row: Row) -> bool:
+        ended = records.read_state(row) in (TrialState.DONE, TrialState.FAILED)
+        return ended and int(row["tags"]["trial"]) not in self._gathered
+
+    def _explain(self, row: Row) -> dict[str, Any]:
+        """Return the outcome; where the run left none, with what Balsam's log knows of its end."""
+        outcome = records.read_outcome(row)
+        if row["state"] == "FAILED" and "start" not in outcome:
+            for event in self.gateway.events(job_id=row["id"], to_state="RUN_ERROR"):
+                code, tail = event["data"].get("returncode"), event["data"].get("error", "")
+                outcome["failure"] = f"the run ended with status {code} before it left a result"
+                outcome["traceback"] = str(tail)
+        return outcome
+
+    def _note(self, row: Row) -> None:
+        self._set_line(int(row["tags"]["trial"]), records.table_row(row, self._zero, self.site["name"]))
+        self._seen[row["id"]] = row["last_update"]
+        if (
+            self._since is None
+            or records.updated_at(row) - _OVERLAP_S > datetime.fromisoformat(self._since).timestamp()
+        ):
+            moment = datetime.fromisoformat(row["last_update"]) - timedelta(seconds=_OVERLAP_S)
+            self._since = moment.isoformat()
+
+    def _forget_old(self) -> None:
+        if self._since is not None:
+            horizon = datetime.fromisoformat(self._since)
+            self._seen = {key: at for key, at in self._seen.items() if datetime.fromisoformat(at) >= horizon}
+
+    def _set_line(self, number: int, line: dict[str, Any]) -> None:
+        before = self._lines.get(number)
+        if before is not None:
+            self._states[TrialState(before["job_status"])] -= 1
+        self._lines[number] = line
+        self._states[TrialState(line["job_status"])] += 1
+
+    # --- how much to have under way ------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """How many trials the running allocations can run at once."""
+        return 0 if self.allocations is None else self.allocations.capacity
+
+    @property
+    def backlog(self) -> int:
+        """What completes during one pipeline delay (Little's law); before anything ended, one wave.
+
+        While no allocation runs, what those in the scheduler's queue will start with.
+        """
+        if self.allocations is None:
+            return 0
+        if not self.capacity:
+            return self.allocations.planned or self.resources.slots(self.resources.num_nodes)
+        if not self._durations_s:
+            return self.capacity
+        share = PIPELINE_DELAY_S / max(fmean(self._durations_s), 0.1)
+        return min(self.capacity, math.ceil(self.capacity * share))
+
+    @property
+    def counts(self) -> dict[TrialState, int]:
+        """How many trials are in each state."""
+        return {state: self._states[state] for state in TrialState}
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of `results.csv`, by trial number."""
+        return [self._lines[number] for number in sorted(self._lines)]
+
+    @property
+    def notice(self) -> str | None:
+        """What a person should know about the allocations, if there is something."""
+        return None if self.allocations is None else self.allocations.notice
+
+    def ensure_allocation(self) -> None:
+        """Ask for an allocation if none is alive and the evaluator may ask."""
+        if self.allocations is not None:
+            self.allocations.ensure()
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> list[int]:
+        """Withdraw the trials that no node has begun; their numbers."""
+        assert self._search is not None
+        tags = records.trial_tags(self._search)
+        waiting = {
+            row["id"]: row for row in self.gateway.jobs(tags, states=WAITING_STATES) if "result" not in row["data"]
+        }
+        self.gateway.write_data({key: {**row["data"], "cancelled": self._clock()} for key, row in waiting.items()})
+        if waiting:
+            self.gateway.move_jobs(tags, WAITING_STATES, "FAILED", records.NEVER_STARTED, list(waiting))
+        withdrawn = []
+        for row in self.gateway.jobs(tags, ids=list(waiting)) if waiting else ():
+            self._note(row)
+            if records.read_state(row) is TrialState.CANCELLED:
+                withdrawn.append(int(row["tags"]["trial"]))
+        return withdrawn
+
+    def close(self) -> None:
+        """End the allocations that were asked for here."""
+        if self.allocations is not None:
+            self.allocations.release()

@@ -1,0 +1,307 @@
+"""How a search stands in Balsam's job table: one job a trial, and one job that holds the search's settings.
+
+A trial's job carries the tags ``search`` (the search's name) and ``trial`` (its number), the configuration as
+parameters, and in `data`:
+
+- ``asked``: what the trial was asked from (`Origin`) and when;
+- ``eval_timeout_s``: its time limit, if any;
+- ``result``: the outcome, written by the run itself (see `deephyper_balsam.worker`);
+- ``gathered``: when the driver took the result in, and as the how-manieth;
+- ``cancelled``: when the driver withdrew it.
+
+The record of a search is a job of the application ``deephyper_search`` that never runs, with the tags ``kind=search``
+and ``record=<name>``. Times are seconds since the epoch (UTC).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, UnknownSearchError
+from deephyper_balsam.gateway import Gateway, Row, pack, parse_time, unpack
+from deephyper_balsam.targets import reason
+from deephyper_balsam.trial import Config, Origin, Result, Trial, TrialState
+
+RECORD_APP = "deephyper_search"
+NEVER_STARTED = "withdrawn before it ran"
+
+# Balsam 0.7, balsam/schemas/job.py, JobState. A run that ended is RUNNING to us until its result is known.
+_STATES = {
+    "CREATED": TrialState.READY,
+    "AWAITING_PARENTS": TrialState.READY,
+    "READY": TrialState.READY,
+    "STAGED_IN": TrialState.READY,
+    "PREPROCESSED": TrialState.READY,
+    "RUNNING": TrialState.RUNNING,
+    "RUN_DONE": TrialState.RUNNING,
+    "RUN_ERROR": TrialState.RUNNING,
+    "RUN_TIMEOUT": TrialState.READY,
+    "RESTART_READY": TrialState.READY,
+    "POSTPROCESSED": TrialState.RUNNING,
+    "STAGED_OUT": TrialState.RUNNING,
+    "JOB_FINISHED": TrialState.DONE,
+    "FAILED": TrialState.FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one evaluation gets on a machine.
+
+    Attributes
+    ----------
+    num_nodes, ranks_per_node, threads_per_rank, threads_per_core
+        Nodes of one evaluation, MPI processes on each, threads of each, and threads that share a core.
+    gpus_per_rank
+        GPUs of each process.
+    evals_per_node
+        How many evaluations share a node (Balsam's `node_packing_count`); only 1 with several nodes.
+    wall_time_min
+        A launcher with fewer minutes left does not start an evaluation; 0: it always does.
+    launch_params
+        Passed on to the machine's MPI launcher.
+    """
+
+    num_nodes: int = 1
+    ranks_per_node: int = 1
+    threads_per_rank: int = 1
+    threads_per_core: int = 1
+    gpus_per_rank: float = 0
+    evals_per_node: int = 1
+    wall_time_min: int = 0
+    launch_params: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core", "evals_per_node"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name} >= 1` must hold, but got ({name}={getattr(self, name)}).")
+        if self.gpus_per_rank < 0 or self.wall_time_min < 0:
+            raise InputError(
+                "`gpus_per_rank >= 0` and `wall_time_min >= 0` must hold, but got "
+                f"(gpus_per_rank={self.gpus_per_rank}, wall_time_min={self.wall_time_min})."
+            )
+        if self.num_nodes > 1 and self.evals_per_node > 1:
+            raise InputError(
+                "An evaluation either spans nodes or shares one, but got "
+                f"(num_nodes={self.num_nodes}, evals_per_node={self.evals_per_node})."
+            )
+
+    def slots(self, nodes: int) -> int:
+        """Return how many evaluations `nodes` nodes run at once."""
+        return nodes // self.num_nodes * self.evals_per_node
+
+
+# --- trials ----------------------------------------------------------------------------------------------------------
+
+
+def trial_tags(search: str) -> dict[str, str]:
+    """Return the tags that all trials of a search share."""
+    return {"search": search}
+
+
+def trial_job(
+    trial: Trial, search: str, app_id: int, resources: Resources, asked_at: float, eval_timeout_s: float | None
+) -> Row:
+    """Return the job of a trial, ready to be created."""
+    data: dict[str, Any] = {"asked": {**asdict(trial.origin), "at": asked_at}}
+    if eval_timeout_s:
+        data["eval_timeout_s"] = eval_timeout_s
+    needs = asdict(resources)
+    needs["node_packing_count"] = needs.pop("evals_per_node")
+    return {
+        "app_id": app_id,
+        "workdir": f"{search}/{trial.number:06d}",
+        "tags": {**trial_tags(search), "trial": str(trial.number)},
+        "serialized_parameters": pack(trial.config),
+        "data": data,
+        **needs,
+    }
+
+
+def read_trial(row: Row) -> Trial:
+    """Return the trial that a job stands for."""
+    asked = row["data"].get("asked", {})
+    origin = Origin(asked.get("kind", "user"), asked.get("told", 0), asked.get("model", 0))
+    return Trial(int(row["tags"]["trial"]), read_config(row), origin)
+
+
+def read_config(row: Row) -> Config:
+    """Return the configuration of a trial's job."""
+    return dict(unpack(row["serialized_parameters"]))
+
+
+def read_state(row: Row) -> TrialState:
+    """Return where a trial stands; a state that this Balsam should not have counts as waiting."""
+    if "result" in row["data"]:
+        return TrialState.FAILED if row["data"]["result"].get("objective") is None else TrialState.DONE
+    state = _STATES.get(row["state"], TrialState.READY)
+    if state is TrialState.DONE:
+        return TrialState.FAILED if read_outcome(row)["objective"] is None else TrialState.DONE
+    if state is TrialState.FAILED and "cancelled" in row["data"]:
+        return TrialState.CANCELLED
+    return state
+
+
+def read_outcome(row: Row) -> dict[str, Any]:
+    """Return how the trial of a job in a final state ended: the run's own words, else Balsam's."""
+    if "result" in row["data"]:
+        return dict(row["data"]["result"])
+    failure = f"the run left no result; see job.out in the folder {row['workdir']} of the site's data"
+    try:
+        if row.get("serialized_return_value"):
+            return dict(unpack(row["serialized_return_value"]))
+        if row.get("serialized_exception"):
+            failure = reason(unpack(row["serialized_exception"])[0])
+    except BalsamError as error:
+        failure = str(error)
+    return {"objective": None, "failure": failure, "metadata": {}}
+
+
+def read_result(number: int, outcome: Mapping[str, Any]) -> Result:
+    """Return the result that an outcome stands for."""
+    return Result(
+        number,
+        outcome["objective"],
+        failure=outcome.get("failure") if outcome["objective"] is None else None,
+        traceback=outcome.get("traceback"),
+        started_at=outcome.get("start"),
+        ended_at=outcome.get("end"),
+        host=outcome.get("host"),
+        metadata=outcome.get("metadata") or {},
+    )
+
+
+def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
+    """Return the line of `results.csv` for a trial's job; times are seconds since `zero`."""
+    data, state = row["data"], read_state(row)
+    ended = state in (TrialState.DONE, TrialState.FAILED)
+    outcome = read_outcome(row) if ended else {}
+
+    def since(moment: float | None) -> float | None:
+        return None if moment is None else round(moment - zero, 3)
+
+    line: dict[str, Any] = {f"p:{name}": value for name, value in read_config(row).items()}
+    line["objective"] = outcome.get("objective")
+    line["job_id"] = int(row["tags"]["trial"])
+    line["job_status"] = state.value
+    line["m:timestamp_submit"] = since(data.get("asked", {}).get("at"))
+    line["m:timestamp_start"] = since(outcome.get("start"))
+    line["m:timestamp_end"] = since(outcome.get("end"))
+    line["m:timestamp_gather"] = since(data.get("gathered", {}).get("at"))
+    line["m:balsam_job_id"] = row["id"]
+    line["m:site"] = site
+    line["m:failure"] = outcome.get("failure") or (NEVER_STARTED if state is TrialState.CANCELLED else None)
+    for name, value in (outcome.get("metadata") or {}).items():
+        line[f"m:{name}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
+    return line
+
+
+def updated_at(row: Row) -> float:
+    """Return when Balsam last changed the job."""
+    return parse_time(row["last_update"])
+
+
+# --- the record of a search ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """The settings of a search as Balsam keeps them; `created_at` is the zero of its timestamps."""
+
+    name: str
+    job_id: int
+    created_at: float
+    settings: dict[str, Any]
+
+
+def find_record(gateway: Gateway, name: str) -> SearchRecord:
+    """Return the record of a search; UnknownSearchError names those there are."""
+    for record in find_records(gateway, name):
+        return record
+    known = ", ".join(record.name for record in find_records(gateway)) or "none"
+    raise UnknownSearchError(f"There is no search {name!r} in this Balsam; there are: {known}.")
+
+
+def find_records(gateway: Gateway, name: str | None = None) -> list[SearchRecord]:
+    """Return the records of all searches, or of the one called `name`; the oldest first."""
+    tags = {"kind": "search"} if name is None else {"kind": "search", "record": name}
+    return [
+        SearchRecord(row["tags"]["record"], row["id"], row["data"]["created_at"], row["data"]["settings"])
+        for row in gateway.jobs(tags)
+    ]
+
+
+def create_record(
+    gateway: Gateway, name: str, settings: dict[str, Any], site_id: int, created_at: float
+) -> SearchRecord:
+    """Write down the settings of a new search."""
+    data = {"settings": settings, "created_at": created_at}
+    job = {
+        "app_id": _record_app(gateway, site_id),
+        "workdir": f"{name}/record",
+        "tags": {"kind": "search", "record": name},
+        "serialized_parameters": pack({}),
+        "data": data,
+    }
+    [job_id] = gateway.create_jobs([job])
+    # Not left to the site's agent: a site whose agent is down must not hold a job that looks like work
+    gateway.move_jobs({"record": name}, ("STAGED_IN",), "JOB_FINISHED", "the record of a search", [job_id])
+    return SearchRecord(name, job_id, created_at, settings)
+
+
+def check_same(record: SearchRecord, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a search under other settings than it was begun with.
+
+    Raises
+    ------
+    SearchExistsError
+        The message names each setting that differs.
+    """
+    differing = [key for key, value in settings.items() if _plain(record.settings.get(key)) != _plain(value)]
+    if differing:
+        was = {key: record.settings.get(key) for key in differing if key != "problem"}
+        raise SearchExistsError(
+            f"The name {record.name!r} belongs to another search of this Balsam, with another {', '.join(differing)}"
+            + (f" (there: {json.dumps(was)})" if was else "")
+            + ". Choose another name, or use the settings of that search to go on with it."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _record_app(gateway: Gateway, site_id: int) -> int:
+    from balsam._api.app import ApplicationDefinition
+    from balsam.schemas import serialize
+
+    for row in gateway.apps(site_id, name=RECORD_APP):
+        return int(row["id"])
+
+    class Record(ApplicationDefinition):  # type: ignore[misc]
+        site = site_id
+
+        def preprocess(self) -> None:
+            from balsam.schemas import JobState
+
+            self.job.state = JobState.job_finished
+
+        def run(self) -> None:
+            return None
+
+    Record.__name__ = RECORD_APP
+    row = gateway.create_app(
+        {
+            "site_id": site_id,
+            "name": RECORD_APP,
+            "serialized_class": serialize(Record),
+            "source_code": "",
+            "description": "The settings of searches; its jobs never run.",
+            "parameters": {},
+            "transfers": {},
+        }
+    )
+    return int(row["id"])
