@@ -1,0 +1,484 @@
+"""The seam between the driver and whatever suggests configurations: ask and tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from deephyper_balsam.errors import ProblemError, SettingsError, TellError
+from deephyper_balsam.optimizers.history import History
+from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.space import FloatArray
+from deephyper_balsam.trial import Config, Origin, Result, Trial
+
+if TYPE_CHECKING:
+    import skopt
+
+Suggestion = tuple["FloatArray | Config", Origin]
+"""A row of the unit matrix, shape (d,), or a configuration; and what it was suggested from."""
+
+_ENUMERATION_LIMIT = 2**18
+_FIRST_TRIES = 256
+_LAST_TRIES = 16384
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Suggests configurations and learns from their results, in any order and without waiting.
+
+    Contract
+    --------
+    - `ask(n)` returns exactly `n` trials with distinct legal configurations while the space has `n` left, and fewer (at
+      last none, with `exhausted` true) when it has not. It never gives a configuration that was asked or told before.
+      A method that works in generations may return fewer while its generation is complete but not evaluated.
+    - Trial numbers count from 0 and are never reused. The problem's starting points come first.
+    - `tell` takes results of any subset of what was asked, in any order, interleaved with `ask`. Each number is told once:
+      again with the same value is harmless, with another value an error; a number never asked is an error. A point from
+      elsewhere is ``Result(None, y, config={...})``.
+    - `tell` is atomic: after an error nothing was learnt.
+    - The objective is maximised. A failure teaches, and never breaks anything.
+    - The same problem, seed and order of asks and tells give the same suggestions, in another process too; and after
+      `restore` the optimizer goes on as the uninterrupted one would.
+    """
+
+    @property
+    def method(self) -> str:
+        """The name under which `make_optimizer` makes it."""
+        ...
+
+    @property
+    def problem(self) -> HpProblem:
+        """The space that is searched."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """The seed; one was drawn if none was given."""
+        ...
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `ask` found the space used up."""
+        ...
+
+    @property
+    def num_asked(self) -> int:
+        """How many trial numbers were given out; the next trial has this number."""
+        ...
+
+    @property
+    def num_told(self) -> int:
+        """How many results were learnt, warm starts included."""
+        ...
+
+    def ask(self, n: int = 1) -> list[Trial]:
+        """The next `n` trials."""
+        ...
+
+    def tell(self, results: Iterable[Result]) -> None:
+        """Learn results."""
+        ...
+
+    def withdraw(self, numbers: Iterable[int]) -> None:
+        """Forget pending trials that will never be evaluated; their configurations may be asked again."""
+        ...
+
+    def restore(self, trials: Sequence[Trial], results: Sequence[Result], withdrawn: Iterable[int] = ()) -> None:
+        """Take over what an earlier life asked, and was told, in that order."""
+        ...
+
+    def to_skopt(self) -> skopt.OptimizeResult:
+        """The evaluated configurations as scikit-optimize's own result, minimising."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads and memory; the history can still be read."""
+        ...
+
+
+class HistoryOptimizer:
+    """All bookkeeping of an optimizer, done once: numbers, pending trials, results in order, exact de-duplication.
+
+    A subclass sets `method` and implements `_suggest`; it may implement `_learn`. Whatever it suggests is checked here:
+    an illegal or known configuration is dropped, and random new ones fill the gap.
+
+    Parameters
+    ----------
+    problem
+        What to search; `HpProblem.check` is called.
+    seed
+        A whole number of at least 0. Without one it is drawn, and kept in `seed`.
+    num_workers
+        How many trials are expected to run at a time.
+
+    Raises
+    ------
+    ProblemError
+        If the problem cannot be searched.
+    SettingsError
+        If an option has a value that is not allowed.
+    """
+
+    method: ClassVar[str] = ""
+    _waits: ClassVar[bool] = False
+    """Whether `_suggest` may return fewer than asked for because it waits for results."""
+
+    def __init__(self, problem: HpProblem, *, seed: int | None = None, num_workers: int = 1) -> None:
+        self._seed = _checked_seed(seed)
+        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
+            raise SettingsError(f"`num_workers >= 1` must hold, but got (num_workers={num_workers!r}).")
+        problem.check()
+        self._problem = problem
+        self._encoder = problem.encoder
+        self.num_workers = num_workers
+        self._history = History(self._encoder.width)
+        self._known: dict[bytes, int] = {}  # key -> how many trials and warm starts have it
+        self._starting_points = list(problem.starting_points)
+        self._exhausted = False
+        self._leftover: _Leftover | None = None
+
+    # -- what it knows -------------------------------------------------------------------------------------------------
+
+    @property
+    def problem(self) -> HpProblem:
+        """The space that is searched."""
+        return self._problem
+
+    @property
+    def seed(self) -> int:
+        """The seed; one was drawn if none was given."""
+        return self._seed
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `ask` found the space used up."""
+        return self._exhausted
+
+    @property
+    def num_asked(self) -> int:
+        """How many trial numbers were given out; the next trial has this number."""
+        return self._history.num_asked
+
+    @property
+    def num_told(self) -> int:
+        """How many results were learnt, warm starts included."""
+        return len(self._history)
+
+    def rng_for(self, number: int, stream: int = 0) -> np.random.Generator:
+        """The random generator of one trial number: the same in every life of the search.
+
+        `stream` separates uses of randomness that must not see the same numbers; 0 is the trial itself.
+        """
+        key = (number,) if stream == 0 else (number, stream)
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key))
+
+    # -- ask -----------------------------------------------------------------------------------------------------------
+
+    def ask(self, n: int = 1) -> list[Trial]:
+        """The next `n` trials; see `Optimizer`.
+
+        Raises
+        ------
+        SettingsError
+            If `n` is not a whole number of at least 0.
+        """
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+            raise SettingsError(f"`n >= 0` must hold for ask(n), but got (n={n!r}).")
+        trials = self._ask_starting_points(int(n))
+        if len(trials) < n:
+            trials += self._admit(self._suggest(int(n) - len(trials)))
+        if len(trials) < n and not self._waits:
+            trials += self._ask_random(int(n) - len(trials))
+            self._exhausted = len(trials) < n
+        return trials
+
+    def _suggest(self, n: int) -> Sequence[Suggestion]:
+        """Up to `n` suggestions for the numbers from `num_asked` on; fewer are filled up with random ones."""
+        raise NotImplementedError
+
+    def _learn(self, new: slice) -> None:
+        """Called after results were recorded; `new` says which rows of `self._history` they are."""
+
+    def _ask_starting_points(self, n: int) -> list[Trial]:
+        trials: list[Trial] = []
+        while self._starting_points and len(trials) < n:
+            origin = Origin("start", told=self.num_told)
+            trials += self._admit([(self._starting_points.pop(0), origin)])
+        return trials
+
+    def _ask_random(self, n: int, kind: str = "random") -> list[Trial]:
+        origin = Origin(kind, told=self.num_told)
+        return self._admit([(row, origin) for row in self._new_random_rows(n)])
+
+    def _admit(self, suggestions: Sequence[Suggestion]) -> list[Trial]:
+        """Give numbers to the suggestions that are legal and new, and record them as pending."""
+        if not suggestions:
+            return []
+        rows = self._encoder.snap(np.stack([self._as_row(what) for what, _ in suggestions]))
+        keys, legal = self._encoder.keys(rows), self._encoder.legal(rows)
+        kept: list[int] = []
+        for index, key in enumerate(keys):
+            if legal[index] and key not in self._known:
+                self._known[key] = 1
+                kept.append(index)
+        trials: list[Trial] = []
+        for index, config in zip(kept, self._encoder.decode(rows[kept]), strict=True):
+            number = self._history.ask(rows[index])
+            trials.append(Trial(number, config, suggestions[index][1]))
+        return trials
+
+    def _as_row(self, what: FloatArray | Config) -> FloatArray:
+        row: FloatArray = self._encoder.encode([what])[0] if isinstance(what, dict) else np.asarray(what)
+        return row
+
+    def _new_random_rows(self, n: int, stream: int = 0) -> list[FloatArray]:
+        """Random legal rows that are not known, for the numbers from `num_asked` on; fewer when there are no more.
+
+        The row of a number depends on the seed, the number and what was known before it, not on how many are asked at a
+        time: the first draw of all numbers is made at once, and only those that collide draw again, one by one.
+        """
+        encoder, first = self._encoder, self.num_asked
+        rngs = [self.rng_for(first + i, stream) for i in range(n)]
+        if not rngs:
+            return []
+        rows = encoder.snap(encoder.from_unit_cube(np.stack([rng.random(encoder.width) for rng in rngs])))
+        keys, legal = encoder.keys(rows), encoder.legal(rows)
+        taken: set[bytes] = set()
+        found: list[FloatArray] = []
+        for i, rng in enumerate(rngs):
+            if legal[i] and keys[i] not in self._known and keys[i] not in taken:
+                row, key = rows[i], keys[i]
+            else:
+                other = self._redraw(rng, taken)
+                if other is None:
+                    break
+                row, key = other
+            taken.add(key)
+            found.append(row)
+        return found
+
+    def _redraw(self, rng: np.random.Generator, taken: set[bytes]) -> tuple[FloatArray, bytes] | None:
+        encoder = self._encoder
+        for tries in (_FIRST_TRIES, _LAST_TRIES):
+            if tries == _LAST_TRIES:
+                if self._leftover is None:
+                    universe = encoder.enumerate(_ENUMERATION_LIMIT)
+                    self._leftover = _Leftover(universe, [] if universe is None else encoder.keys(universe))
+                if self._leftover.rows is not None:
+                    return self._leftover.pick(rng, self._known, taken)
+            rows = encoder.snap(encoder.from_unit_cube(rng.random((tries, encoder.width))))
+            keys, legal = encoder.keys(rows), encoder.legal(rows)
+            for row, key, ok in zip(rows, keys, legal, strict=True):
+                if ok and key not in self._known and key not in taken:
+                    return row, key
+        return None
+
+    # -- tell ----------------------------------------------------------------------------------------------------------
+
+    def tell(self, results: Iterable[Result]) -> None:
+        """Learn results; see `Optimizer`.
+
+        Raises
+        ------
+        TellError
+            If a number was never asked, was withdrawn, or was told with another value. Nothing was learnt then.
+        ProblemError
+            If the configuration of a warm start is not in the space. Nothing was learnt then.
+        """
+        results = list(results)
+        accepted: list[tuple[Result, FloatArray | None]] = []
+        values: dict[int, float | None] = {}
+        for result in results:
+            if result.number is None:
+                accepted.append((result, self._warm_row(result)))
+            elif self._is_new(result, values):
+                values[result.number] = result.objective
+                accepted.append((result, None))
+        if not accepted:
+            return
+        start = len(self._history)
+        for result, row in accepted:
+            if row is not None:
+                key = self._encoder.keys(row[None, :])[0]
+                self._known[key] = self._known.get(key, 0) + 1
+            self._history.tell(result.number, row, result.objective)
+        self._learn(slice(start, len(self._history)))
+
+    def _is_new(self, result: Result, values: dict[int, float | None]) -> bool:
+        number = result.number
+        assert number is not None
+        state = self._history.state(number)
+        if state == "unknown":
+            raise TellError(
+                f"Trial {number} was never asked: {self.num_asked} trials were asked, numbered from 0. A point from "
+                "elsewhere is told as Result(None, objective, config={...})."
+            )
+        if state == "withdrawn":
+            raise TellError(
+                f"Trial {number} was withdrawn; tell its result as Result(None, objective, config={{...}})."
+            )
+        if state == "told":
+            before = self._history.objective_of(number)
+        elif number in values:
+            before = values[number]
+        else:
+            return True
+        if before != result.objective:
+            raise TellError(
+                f"Trial {number} was told {_said(before)} and cannot be told {_said(result.objective)}; each number has one result."
+            )
+        return False
+
+    def _warm_row(self, result: Result) -> FloatArray:
+        try:
+            config = self._problem.check_configuration(result.config or {})
+        except ProblemError as error:
+            raise ProblemError(f"The warm start {result.config} is not in the space: {error}") from error
+        row: FloatArray = self._encoder.encode([config])[0]
+        return row
+
+    def withdraw(self, numbers: Iterable[int]) -> None:
+        """Forget pending trials that will never be evaluated; their configurations may be asked again.
+
+        Raises
+        ------
+        TellError
+            If a trial was never asked or has a result. Nothing was changed then.
+        """
+        numbers = list(dict.fromkeys(numbers))
+        for number in numbers:
+            state = self._history.state(number)
+            if state in ("unknown", "told"):
+                raise TellError(
+                    f"Trial {number} cannot be withdrawn: it {'was never asked' if state == 'unknown' else 'has a result'}."
+                )
+        for number in numbers:
+            if self._history.state(number) == "pending":
+                key = self._encoder.keys(self._history.withdraw(number)[None, :])[0]
+                self._known[key] -= 1
+                if not self._known[key]:
+                    del self._known[key]
+                self._exhausted = False
+                if self._leftover is not None:
+                    self._leftover.reset()
+
+    # -- restore -------------------------------------------------------------------------------------------------------
+
+    def restore(self, trials: Sequence[Trial], results: Sequence[Result], withdrawn: Iterable[int] = ()) -> None:
+        """Take over an earlier life: all its trials, and its results in the order in which they were told.
+
+        Parameters
+        ----------
+        trials
+            Every trial that was asked, also those with a result and those withdrawn.
+        results
+            What was told, warm starts included.
+        withdrawn
+            Numbers of the trials that were withdrawn.
+
+        Raises
+        ------
+        TellError
+            If something was asked or told before, a number comes twice, or a result belongs to no trial.
+        ProblemError
+            If a configuration is not in the space.
+        """
+        if self.num_asked or self.num_told:
+            raise TellError(f"`restore` needs a fresh optimizer, but {self.num_asked} trials were asked already.")
+        ordered = sorted(trials, key=lambda trial: trial.number)
+        for one, other in zip(ordered, ordered[1:], strict=False):
+            if one.number == other.number:
+                raise TellError(f"Trial {one.number} comes twice in `trials`.")
+        configs = [self._problem.check_configuration(trial.config) for trial in ordered]
+        rows = self._encoder.encode(configs)
+        for trial, row, key in zip(ordered, rows, self._encoder.keys(rows), strict=True):
+            self._history.ask(row, trial.number)
+            self._known[key] = self._known.get(key, 0) + 1
+        self._remember(ordered)
+        asked = {
+            self._encoder.key(config) for config, t in zip(configs, ordered, strict=True) if t.origin.kind == "start"
+        }
+        self._starting_points = [p for p in self._starting_points if self._encoder.key(p) not in asked]
+        self.tell(results)
+        self.withdraw(withdrawn)
+
+    def _remember(self, trials: Sequence[Trial]) -> None:
+        """Called by `restore` with the trials in order of their numbers, before their results are told."""
+
+    # -- export --------------------------------------------------------------------------------------------------------
+
+    def to_skopt(self) -> skopt.OptimizeResult:
+        """The evaluated configurations as scikit-optimize's own result: minimising, failures left out."""
+        from deephyper_balsam.optimizers.surrogates import to_optimize_result
+
+        done = ~self._history.failed
+        configs = self._encoder.decode(self._history.X[done])
+        return to_optimize_result(self._problem, configs, self._history.y[done].tolist())
+
+    def close(self) -> None:
+        """Let go of threads and memory; the history can still be read."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._problem.name!r}, seed={self._seed}, asked={self.num_asked}, told={self.num_told})"
+
+
+class _Leftover:
+    """All configurations of a finite space, to find the last ones without drawing in vain."""
+
+    def __init__(self, rows: FloatArray | None, keys: list[bytes]) -> None:
+        self.rows = rows
+        self._keys = keys
+        self.reset()
+
+    def reset(self) -> None:
+        # next[i]: where to look on for the first free configuration at or after i (a union-find with path compression).
+        self._next: npt.NDArray[np.int64] = np.arange(len(self._keys) + 1)
+
+    def pick(
+        self, rng: np.random.Generator, known: dict[bytes, int], taken: set[bytes]
+    ) -> tuple[FloatArray, bytes] | None:
+        """The first free one at or after a random place, going round; a function of the draw and of what is known."""
+        assert self.rows is not None
+        if not self._keys:
+            return None
+        start = int(rng.integers(len(self._keys)))
+        for begin in (start, 0):
+            index = self._first_free(begin, known, taken)
+            if index < len(self._keys):
+                return self.rows[index], self._keys[index]
+        return None
+
+    def _first_free(self, index: int, known: dict[bytes, int], taken: set[bytes]) -> int:
+        path: list[int] = []
+        while index < len(self._keys):
+            following = int(self._next[index])
+            if following == index:
+                key = self._keys[index]
+                if key in known:
+                    following = index + 1
+                elif key in taken:
+                    index += 1  # only for this call: it is not known yet
+                    continue
+                else:
+                    break
+            path.append(index)
+            index = following
+        for seen in path:
+            if self._keys[seen] in known:
+                self._next[seen] = max(int(self._next[seen]), seen + 1)
+        return index
+
+
+def _checked_seed(seed: int | None) -> int:
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise SettingsError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
+    return int(seed)
+
+
+def _said(objective: Any) -> str:
+    return "a failure" if objective is None else f"the objective {objective!r}"

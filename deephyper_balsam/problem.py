@@ -1,0 +1,597 @@
+"""`HpProblem`: a ConfigSpace search space behind DeepHyper's `add_hyperparameter`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import numbers
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ConfigSpace as cs
+import numpy as np
+from ConfigSpace.conditions import Condition, ConditionLike, Conjunction
+from ConfigSpace.forbidden import ForbiddenClause, ForbiddenConjunction, ForbiddenLike, ForbiddenRelation
+from ConfigSpace.hyperparameters import Hyperparameter
+
+from deephyper_balsam.errors import ProblemError
+from deephyper_balsam.space import INTEGER, REAL, Column, Encoder, plain
+from deephyper_balsam.trial import Config
+
+AnyHyperparameter = Hyperparameter[Any, Any]
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]*")
+_MAX_INTEGER = 2**53  # beyond it a float64 column cannot tell neighbours apart
+_ENUMERATION_LIMIT = 2**16
+_SHORTHANDS = (
+    '(low, high), (low, high, "uniform"), (low, high, "log-uniform"), a list of choices, a single value, '
+    '{"mu": m, "sigma": s, "lower": l, "upper": u} for a normal, or a ConfigSpace hyperparameter'
+)
+
+
+class HpProblem:
+    """A search space, its default and its starting points. The objective is maximised.
+
+    Parameters
+    ----------
+    name
+        What the problem is called in reports.
+
+    Examples
+    --------
+    >>> problem = HpProblem("digits")
+    >>> layers = problem.add_hyperparameter((1, 8), "num_layers")
+    >>> rate = problem.add_hyperparameter((1e-5, 1e-1, "log-uniform"), "learning_rate", default_value=1e-3)
+    >>> activation = problem.add_hyperparameter(["relu", "tanh"], "activation")
+    >>> problem.add_starting_point(num_layers=2, learning_rate=1e-3, activation="relu")
+    >>> problem.default_configuration["learning_rate"]
+    0.001
+
+    Notes
+    -----
+    Configurations hold plain Python values, in the order in which the hyperparameters were added. Reals are kept to 12
+    significant digits, so that a configuration is the same after any way through a file, a database or the unit matrix.
+    """
+
+    def __init__(self, name: str = "problem") -> None:
+        if not isinstance(name, str) or not name:
+            raise ProblemError(f"The problem's name must be a non-empty str, but got {name!r}.")
+        self._name = name
+        self._space = cs.ConfigurationSpace(name=name)
+        self._names: list[str] = []
+        self._starting_points: list[Config] = []
+        self._encoder: tuple[tuple[int, ...], Encoder] | None = None
+        self._size: tuple[Encoder, int | float] | None = None
+
+    # -- what it holds -------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What the problem is called."""
+        return self._name
+
+    @property
+    def space(self) -> cs.ConfigurationSpace:
+        """The ConfigSpace behind it; ``problem.space["x"]`` is the hyperparameter to build conditions from."""
+        return self._space
+
+    @property
+    def hyperparameter_names(self) -> tuple[str, ...]:
+        """The names in the order of addition, which is the order of the columns."""
+        known = set(self._names)
+        return (*self._names, *(name for name in self._space if name not in known))
+
+    @property
+    def default_configuration(self) -> Config:
+        """The defaults of all hyperparameters that are active by default."""
+        encoder = self.encoder
+        return encoder.decode(encoder.snap(np.full((1, encoder.width), np.nan)))[0]
+
+    @property
+    def starting_points(self) -> tuple[Config, ...]:
+        """The configurations to evaluate first, as copies."""
+        return tuple(dict(point) for point in self._starting_points)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Configurations to and from a float matrix; a snapshot of the space as it is now."""
+        space = self._space
+        stamp = (len(space), len(space.conditions), len(space.forbidden_clauses))
+        if self._encoder is None or self._encoder[0] != stamp:
+            self._encoder = (stamp, Encoder(space, self.hyperparameter_names))
+        return self._encoder[1]
+
+    @property
+    def size(self) -> int | float:
+        """How many distinct configurations there are; ``math.inf`` with an active real.
+
+        Exact up to 65,536 configurations; above, an upper bound that leaves conditions and forbidden clauses out.
+        """
+        encoder = self.encoder
+        if self._size is None or self._size[0] is not encoder:
+            rows = encoder.enumerate(_ENUMERATION_LIMIT)
+            if rows is not None:
+                size: int | float = len(rows)
+            elif any(column.kind == REAL for column in encoder.columns):
+                size = math.inf
+            else:
+                size = math.prod(column.size for column in encoder.columns)
+            self._size = (encoder, size)
+        return self._size[1]
+
+    def __getitem__(self, name: str) -> AnyHyperparameter:
+        if name not in self._space:
+            raise KeyError(f"There is no hyperparameter {name!r}; there are: {_listed(self.hyperparameter_names)}.")
+        return self._space[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._space
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.hyperparameter_names)
+
+    def __len__(self) -> int:
+        return len(self._space)
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, HpProblem) else NotImplemented
+
+    __hash__ = object.__hash__
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def add_hyperparameter(self, value: Any, name: str | None = None, default_value: Any = None) -> AnyHyperparameter:
+        """Add one hyperparameter and return it as a ConfigSpace object, to build conditions from.
+
+        Parameters
+        ----------
+        value
+            ``(int, int)``: an integer range, both ends included. ``(float, float)``: a real range. Either with
+            ``"uniform"`` or ``"log-uniform"`` as a third entry. A list: the choices; numbers make an ordinal in the order
+            given, anything else a categorical. A single str, bool or number: a constant. A mapping with ``mu``, ``sigma``,
+            ``lower`` and ``upper``: a truncated normal. Or a ConfigSpace hyperparameter.
+        name
+            Letters, digits and ``_ . : -``, beginning with a letter or ``_``. A template of a shell command
+            (``{{ name }}``) can only use names without ``. : -``.
+        default_value
+            By default ConfigSpace's choice: the middle of a range, the first of a list.
+
+        Raises
+        ------
+        ProblemError
+            If the shorthand, the name or the default cannot be used; the problem is then as before.
+        """
+        if isinstance(value, Hyperparameter):
+            if name is not None and name != value.name:
+                raise ProblemError(
+                    f"The hyperparameter is called {value.name!r}, but got name={name!r}; leave `name` out."
+                )
+            if default_value is not None:
+                raise ProblemError(f"Give `default_value` to the ConfigSpace object {value.name!r} itself.")
+            name = value.name
+        self._check_name(name)
+        assert name is not None
+        hyperparameter = value if isinstance(value, Hyperparameter) else _from_shorthand(value, name, default_value)
+        _check_hyperparameter(hyperparameter)
+        self._space.add(hyperparameter)
+        self._names.append(name)
+        return self._space[name]
+
+    def add_hyperparameters(self, hyperparameters: Iterable[Any]) -> list[AnyHyperparameter]:
+        """Add several ConfigSpace hyperparameters, or ``(value, name)`` and ``(value, name, default)`` tuples; all or none."""
+        items = list(hyperparameters)
+        trial = copy.deepcopy(self)
+        for target in (trial, self):
+            added = [
+                target.add_hyperparameter(item)
+                if isinstance(item, Hyperparameter)
+                else target.add_hyperparameter(*_arguments(item))
+                for item in items
+            ]
+        return added if items else []
+
+    def add_condition(self, condition: ConditionLike) -> ConditionLike:
+        """Make a hyperparameter active only under a ConfigSpace condition or conjunction of conditions.
+
+        Raises
+        ------
+        ProblemError
+            If it is no condition, names an unknown hyperparameter, makes a cycle, or the child has a condition already.
+        """
+        if not isinstance(condition, (Condition, Conjunction)):
+            raise ProblemError(
+                "A condition must be a ConfigSpace condition, such as "
+                f'EqualsCondition(problem["child"], problem["parent"], value), but got {condition!r}.'
+            )
+        self._add(copy.copy(condition), "condition")
+        return condition
+
+    def add_conditions(self, conditions: Iterable[ConditionLike]) -> list[ConditionLike]:
+        """Add several conditions."""
+        return [self.add_condition(condition) for condition in conditions]
+
+    def add_forbidden_clause(self, clause: ForbiddenLike) -> ForbiddenLike:
+        """Forbid the configurations that a ConfigSpace clause, conjunction or relation describes.
+
+        Raises
+        ------
+        ProblemError
+            If it is no clause, names an unknown hyperparameter, or forbids the default configuration or the whole space.
+        """
+        if not isinstance(clause, (ForbiddenClause, ForbiddenConjunction, ForbiddenRelation)):
+            raise ProblemError(
+                "A forbidden clause must be a ConfigSpace clause, such as "
+                f'ForbiddenEqualsClause(problem["x"], value), but got {clause!r}.'
+            )
+        self._add(copy.copy(clause), "forbidden clause")
+        return clause
+
+    def add_forbidden_clauses(self, clauses: Iterable[ForbiddenLike]) -> list[ForbiddenLike]:
+        """Add several forbidden clauses."""
+        return [self.add_forbidden_clause(clause) for clause in clauses]
+
+    def add_starting_point(self, config: Mapping[str, Any] | None = None, /, **values: Any) -> None:
+        """Evaluate this configuration before any other. The same point twice is one point.
+
+        Raises
+        ------
+        ProblemError
+            If it lies outside the space, or lacks or has a hyperparameter too many.
+        """
+        try:
+            point = self.check_configuration({**(config or {}), **values})
+        except ProblemError as error:
+            raise ProblemError(f"The starting point cannot be used: {error}") from error
+        if point not in self._starting_points:
+            self._starting_points.append(point)
+
+    # -- checking ------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `ProblemError` unless the problem can be searched.
+
+        It needs at least one hyperparameter, at least one legal configuration that random draws can find (finite spaces of
+        up to 65,536 configurations are gone through completely), and starting points inside the space.
+        """
+        if not len(self._space):
+            raise ProblemError(
+                f'The problem "{self.name}" has no hyperparameters. Add one: problem.add_hyperparameter((1, 8), "num_layers").'
+            )
+        encoder = self.encoder
+        rows = encoder.enumerate(_ENUMERATION_LIMIT)
+        if rows is None:
+            rows = encoder.sample(1, np.random.default_rng(0), partial=True)
+        if not len(rows):
+            raise ProblemError(
+                f'The problem "{self.name}" is contradictory: its forbidden clauses leave no configuration that could be '
+                f"found. Remove one of: {_listed(map(str, self._space.forbidden_clauses))}."
+            )
+        for point in self._starting_points:
+            try:
+                self.check_configuration(point)
+            except ProblemError as error:
+                raise ProblemError(f"The starting point {point} no longer fits the space: {error}") from error
+
+    def check_configuration(self, config: Mapping[str, Any]) -> Config:
+        """Return `config` in its normal form: plain values on the grid, in column order.
+
+        Raises
+        ------
+        ProblemError
+            If a name is unknown, a value is outside its range or choices, an active hyperparameter has no value, an
+            inactive one has a value, or a forbidden clause excludes it.
+        """
+        if not isinstance(config, Mapping):
+            raise ProblemError(f"A configuration must be a dict of name -> value, but got {config!r}.")
+        encoder = self.encoder
+        if unknown := [name for name in config if name not in self._space]:
+            raise ProblemError(f"There is no hyperparameter {unknown[0]!r}; there are: {_listed(encoder.names)}.")
+        given = {c.name: _check_value(c, config[c.name]) for c in encoder.columns if c.name in config}
+        row = encoder.encode([given])
+        legal = encoder.snap(row)
+        for column, value, settled in zip(encoder.columns, row[0], legal[0], strict=True):
+            if np.isnan(value) and not np.isnan(settled):
+                raise ProblemError(f"`{column.name}` has no value: {_allowed(column)}.")
+            if np.isnan(settled) and not np.isnan(value):
+                condition = _listed(map(str, self._space.parent_conditions_of[column.name]))
+                raise ProblemError(
+                    f"`{column.name}` must be left out, but got {given[column.name]!r}: it is inactive here ({condition})."
+                )
+        if not encoder.legal(legal)[0]:
+            clause = self._violated(encoder, legal)
+            raise ProblemError(f"The configuration {given} is excluded by a forbidden clause ({clause}).")
+        return encoder.decode(legal)[0]
+
+    # -- to and from JSON ----------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole problem as JSON values; `from_dict` gives back an equal one.
+
+        Raises
+        ------
+        ProblemError
+            If ConfigSpace cannot write one of its objects.
+        """
+        try:
+            space = plain(self._space.to_serialized_dict())
+        except Exception as error:
+            raise ProblemError(f'The problem "{self.name}" cannot be written as JSON: {error}') from error
+        # The version of ConfigSpace says nothing about the problem, and two equal problems must read equal.
+        space.pop("python_module_version", None)
+        return {
+            "format": _FORMAT,
+            "name": self.name,
+            "hyperparameters": list(self.hyperparameter_names),
+            "space": space,
+            "starting_points": [dict(point) for point in self._starting_points],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HpProblem:
+        """Rebuild a problem from `to_dict`.
+
+        Raises
+        ------
+        ProblemError
+            If the data is of another format or damaged.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
+            got = data.get("format") if isinstance(data, Mapping) else data
+            raise ProblemError(f"A problem must be a dict with format {_FORMAT}, but got {got!r}.")
+        problem = cls(data["name"])
+        try:
+            serialized = {**copy.deepcopy(data["space"]), "python_module_version": cs.__version__}
+            problem._space = cs.ConfigurationSpace.from_serialized_dict(serialized)
+        except Exception as error:
+            raise ProblemError(f"The problem's space cannot be read: {error}") from error
+        problem._names = [name for name in data["hyperparameters"] if name in problem._space]
+        for point in data["starting_points"]:
+            problem.add_starting_point(point)
+        return problem
+
+    # -- for the eye ---------------------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """A readable table of the space, as several lines of text."""
+        rows = [("hyperparameter", "kind", "values", "default", "active if")]
+        for column in self.encoder.columns:
+            default = plain(self._space[column.name].default_value)
+            conditions = " and ".join(str(c) for c in self._space.parent_conditions_of[column.name])
+            rows.append((column.name, column.kind, _domain(column), f"{default!r}", conditions or "always"))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        size = self.size
+        count = "infinitely many" if math.isinf(size) else f"{size:,}"
+        lines = [f'Problem "{self.name}": {len(self)} hyperparameters, {count} configurations, objective maximised', ""]
+        lines += [table[0], "-" * max(map(len, table)), *table[1:]]
+        if self._space.forbidden_clauses:
+            lines += [
+                "",
+                "Forbidden:",
+                *(f"  {str(c).removeprefix('Forbidden: ')}" for c in self._space.forbidden_clauses),
+            ]
+        if self._starting_points:
+            lines += ["", "Starting points:", *(f"  {point}" for point in self._starting_points)]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return self.describe() if len(self) else f'Problem "{self.name}": no hyperparameters yet'
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _check_name(self, name: Any) -> None:
+        if not isinstance(name, str):
+            raise ProblemError(f"A hyperparameter's name must be a str, but got {name!r}.")
+        if not _NAME.fullmatch(name) or name == "self":
+            raise ProblemError(
+                "A hyperparameter's name must begin with a letter or _, go on with letters, digits and _ . : -, and not be "
+                f'"self", but got {name!r}.'
+            )
+        if name in self._space:
+            raise ProblemError(f"There is a hyperparameter {name!r} already. Choose another name.")
+
+    def _add(self, item: Any, what: str) -> None:
+        """Add a condition or a clause; first to a copy, because ConfigSpace keeps what it complains about."""
+        for hp in _hyperparameters_of(item):
+            if hp.name not in self._space:
+                raise ProblemError(
+                    f"The {what} ({item}) names {hp.name!r}, but there are only: {_listed(self.hyperparameter_names)}."
+                )
+            if hp != self._space[hp.name]:
+                raise ProblemError(
+                    f'The {what} ({item}) was made from another {hp.name!r}; make it from problem["{hp.name}"].'
+                )
+        trial = copy.deepcopy(self._space)
+        try:
+            trial.add(copy.copy(item))
+        except cs.exceptions.ForbiddenValueError as error:
+            raise ProblemError(self._explain_forbidden_default(trial, item)) from error
+        except Exception as error:
+            raise ProblemError(f"The {what} ({item}) cannot be added: {error or type(error).__name__}") from error
+        self._space.add(item)
+
+    def _explain_forbidden_default(self, space: cs.ConfigurationSpace, item: Any) -> str:
+        encoder = Encoder(space, self.hyperparameter_names)
+        rows = encoder.enumerate(_ENUMERATION_LIMIT)
+        if rows is None:
+            rows = encoder.sample(1, np.random.default_rng(0), partial=True)
+        if not len(rows):
+            return f"With ({item}) the space is contradictory: no configuration is left. Remove a forbidden clause."
+        return (
+            f"The default configuration {self.default_configuration} must be legal, but ({item}) excludes it. Give other "
+            f"defaults with `default_value`; legal would be {encoder.decode(rows[:1])[0]}."
+        )
+
+    def _violated(self, encoder: Encoder, row: Any) -> str:
+        for clause in self._space.forbidden_clauses:
+            if encoder.forbids(clause, row)[0]:
+                return str(clause).removeprefix("Forbidden: ")
+        return "unknown"
+
+
+# -- shorthands ------------------------------------------------------------------------------------------------------------
+
+
+def _from_shorthand(value: Any, name: str, default: Any) -> AnyHyperparameter:
+    value, default = _plain_scalars(value), _plain_scalars(default)
+    try:
+        if isinstance(value, tuple):
+            return _range(value, name, default)
+        if isinstance(value, list):
+            return _choices(value, name, default)
+        if isinstance(value, Mapping):
+            return _normal(value, name, default)
+        if isinstance(value, (str, bool, int, float)):
+            if default not in (None, value):
+                raise ProblemError(f"The constant `{name}` is {value!r}; leave `default_value` out (got {default!r}).")
+            return cs.Constant(name, value)
+    except ProblemError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ProblemError(f"`{name}` cannot be made from {value!r}: {error}") from error
+    raise ProblemError(f"`{name}` must be given as {_SHORTHANDS}, but got {value!r}.")
+
+
+def _range(value: tuple[Any, ...], name: str, default: Any) -> AnyHyperparameter:
+    if len(value) not in (2, 3) or not all(_is_number(bound) for bound in value[:2]):
+        raise ProblemError(f"`{name}` must be given as {_SHORTHANDS}, but got {value!r}.")
+    low, high = value[:2]
+    prior = value[2] if len(value) == 3 else "uniform"
+    if prior not in ("uniform", "log-uniform"):
+        raise ProblemError(f'The prior of `{name}` must be "uniform" or "log-uniform", but got {prior!r}.')
+    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(float(high) - float(low))):
+        raise ProblemError(f"The bounds of `{name}` must be finite, but got (low={low}, high={high}).")
+    if not low < high:
+        raise ProblemError(
+            f"`low < high` must hold for `{name}`, but got (low={low}, high={high}); a single value is a constant: "
+            f'add_hyperparameter({low!r}, "{name}").'
+        )
+    log = prior == "log-uniform"
+    if log and low <= 0:
+        raise ProblemError(f"`low > 0` must hold for the log-uniform `{name}`, but got (low={low}, high={high}).")
+    integer = isinstance(low, int) and isinstance(high, int)
+    if default is not None:
+        if not _is_number(default) or (integer and default != int(default)):
+            raise ProblemError(
+                f"`default_value` of `{name}` must be a{'n int' if integer else ' number'}, but got {default!r}."
+            )
+        if not low <= default <= high:
+            raise ProblemError(
+                f"`low <= default_value <= high` must hold for `{name}`, but got (low={low}, high={high}, default_value={default})."
+            )
+        default = int(default) if integer else float(default)
+    if integer:
+        return cs.UniformIntegerHyperparameter(name, low, high, default_value=default, log=log)
+    return cs.UniformFloatHyperparameter(name, float(low), float(high), default_value=default, log=log)
+
+
+def _choices(value: list[Any], name: str, default: Any) -> AnyHyperparameter:
+    if not value:
+        raise ProblemError(f"`{name}` needs at least one choice, but got an empty list.")
+    for choice in value:
+        if not isinstance(choice, (str, bool, int, float, type(None))) or (
+            isinstance(choice, float) and not math.isfinite(choice)
+        ):
+            raise ProblemError(f"A choice of `{name}` must be a str, bool, finite number or None, but got {choice!r}.")
+    for index, choice in enumerate(value):
+        if choice in value[:index]:
+            raise ProblemError(
+                f"The choices of `{name}` must differ, but {choice!r} equals an earlier one in {value!r}."
+            )
+    if default is not None and not any(_same(default, choice) for choice in value):
+        raise ProblemError(f"`default_value` of `{name}` must be one of {value!r}, but got {default!r}.")
+    kwargs = {} if default is None else {"default_value": default}
+    if all(_is_number(choice) for choice in value):
+        return cs.OrdinalHyperparameter(name, value, **kwargs)
+    return cs.CategoricalHyperparameter(name, value, **kwargs)
+
+
+def _normal(value: Mapping[str, Any], name: str, default: Any) -> AnyHyperparameter:
+    needed = {"mu", "sigma", "lower", "upper"}
+    if set(value) != needed or not all(_is_number(number) for number in value.values()):
+        raise ProblemError(
+            f"A normal `{name}` must have the numbers {_listed(sorted(needed))}, but got {dict(value)!r}."
+        )
+    bounds = [value["mu"], value["lower"], value["upper"]]
+    if not value["lower"] <= value["mu"] <= value["upper"] or value["lower"] >= value["upper"] or value["sigma"] <= 0:
+        raise ProblemError(f"`lower <= mu <= upper` and `sigma > 0` must hold for `{name}`, but got {dict(value)!r}.")
+    kind = cs.NormalIntegerHyperparameter if all(isinstance(b, int) for b in bounds) else cs.NormalFloatHyperparameter
+    return kind(name, **value, default_value=default)
+
+
+def _check_hyperparameter(hp: AnyHyperparameter) -> None:
+    """Refuse what a float64 matrix and JSON cannot carry."""
+    lower, upper = getattr(hp, "lower", 0), getattr(hp, "upper", 0)
+    if not (math.isfinite(lower) and math.isfinite(upper)):
+        raise ProblemError(f"The bounds of `{hp.name}` must be finite, but got (lower={lower}, upper={upper}).")
+    if (
+        isinstance(hp, cs.hyperparameters.IntegerHyperparameter)
+        and max(abs(int(lower)), abs(int(upper))) > _MAX_INTEGER
+    ):
+        raise ProblemError(f"The bounds of the integer `{hp.name}` must lie within ±2**53, but got ({lower}, {upper}).")
+    values = getattr(hp, "choices", getattr(hp, "sequence", (getattr(hp, "value", 0),)))
+    for value in plain(list(values)):
+        if not isinstance(value, (str, bool, int, float, type(None))):
+            raise ProblemError(f"A choice of `{hp.name}` must be a str, bool, number or None, but got {value!r}.")
+
+
+def _check_value(column: Column, value: Any) -> Any:
+    value = plain(value)
+    if column.choices:
+        for choice in column.choices:
+            if _same(choice, value):
+                return choice
+    elif _is_number(value) and column.lower <= value <= column.upper and (column.kind == REAL or value == int(value)):
+        return float(value) if column.kind == REAL else int(value)
+    raise ProblemError(f"`{column.name}` must be {_allowed(column)}, but got {value!r}.")
+
+
+def _allowed(column: Column) -> str:
+    if column.choices:
+        return f"one of {list(column.choices)!r}"
+    kind = "an int" if column.kind == INTEGER else "a number"
+    return f"{kind} in {_domain(column)}"
+
+
+def _domain(column: Column) -> str:
+    if column.choices:
+        return "{" + ", ".join(repr(choice) for choice in column.choices) + "}"
+    form = (lambda bound: str(int(bound))) if column.kind == INTEGER else repr
+    return f"[{form(column.lower)}, {form(column.upper)}]" + (" log" if column.log else "")
+
+
+def _hyperparameters_of(item: Any) -> Iterator[AnyHyperparameter]:
+    for part in item.dlcs if hasattr(item, "dlcs") else [item]:
+        for attribute in ("child", "parent", "hyperparameter", "left", "right"):
+            if hasattr(part, attribute):
+                yield getattr(part, attribute)
+
+
+def _arguments(item: Any) -> tuple[Any, ...]:
+    if isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3) and isinstance(item[1], str):
+        return tuple(item)
+    raise ProblemError(
+        f"Each hyperparameter must be a ConfigSpace object or (value, name[, default_value]), but got {item!r}."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and not a bool beside a number (True == 1 in Python)."""
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _plain_scalars(value: Any) -> Any:
+    """Numpy scalars as Python's own; a tuple stays a tuple, because its kind is its meaning."""
+    if isinstance(value, tuple):
+        return tuple(plain(item) for item in value)
+    return plain(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
