@@ -1,0 +1,167 @@
+"""Processes known by pid and start time, so that a reused pid is never taken for ours; ended with all their children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# A child that outlives the call that started it would make Popen warn when it is collected.
+_started_here: list[subprocess.Popen[bytes]] = []
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process of this machine since its last boot: the pid alone is used again.
+
+    Attributes
+    ----------
+    pid
+        The process id.
+    started
+        An opaque mark of the moment of the start; the same for as long as the process lives, another after a reboot.
+    """
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """Return the identity of the process that has `pid` now, or None when there is none."""
+        mark = _start_mark(pid)
+        return None if mark is None else cls(pid, mark)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ProcessId:
+        """Read what `to_dict` wrote."""
+        return cls(int(data["pid"]), str(data["started"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the identity as a dict that JSON can hold."""
+        return {"pid": self.pid, "started": self.started}
+
+    def find(self) -> psutil.Process | None:
+        """Return the process while it lives; None when it ended, is a zombie, or another process has its pid."""
+        if _start_mark(self.pid) != self.started:
+            return None
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                return process
+        return None
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process runs."""
+        return self.find() is not None
+
+
+def _start_mark(pid: int) -> str | None:
+    """Linux: boot id and clock ticks since boot, which no change of the wall clock moves. Elsewhere: psutil's time."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{fields[19]}"
+    except (OSError, IndexError):
+        try:
+            return f"{psutil.Process(pid).create_time():.2f}"
+        except psutil.Error:
+            return None
+
+
+def start(
+    arguments: list[str], *, cwd: Path, env: Mapping[str, str], log: Path, stdout_to_log: bool = True
+) -> tuple[subprocess.Popen[bytes], ProcessId]:
+    """Start a process in a session of its own whose output goes to the end of `log`.
+
+    Raises
+    ------
+    OSError
+        When the program cannot be started.
+    """
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            arguments,
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output if stdout_to_log else subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+        )
+    _started_here[:] = [other for other in _started_here if other.poll() is None]
+    _started_here.append(child)
+    return child, ProcessId.of(child.pid) or ProcessId(child.pid, "ended")
+
+
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """Return the process and all that descend from it; an empty list when it is gone."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def matching(condition: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Return the living processes for which `condition` holds, never this process or one that it descends from."""
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid not in mine and process.status() != psutil.STATUS_ZOMBIE and condition(process):
+                found.append(process)
+    return found
+
+
+def carries(name: str, value: str, word: str = "") -> Callable[[psutil.Process], bool]:
+    """Return the condition: started with the environment variable `name` at `value`, and `word` in the command line."""
+
+    def condition(process: psutil.Process) -> bool:
+        if process.environ().get(name) != value:
+            return False
+        return not word or any(word in part for part in process.cmdline())
+
+    return condition
+
+
+def send(process: psutil.Process, signal_number: int) -> None:
+    """Send a signal; a process that is gone already is no error."""
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(signal_number)
+
+
+def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for processes to end; return those that still run after `timeout_s`. Zombies count as ended."""
+    _, left = psutil.wait_procs(list(processes), timeout=timeout_s)
+    still = []
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                still.append(process)
+    return still
+
+
+def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = signal.SIGTERM) -> None:
+    """End processes and all that descend from them: `first` to each, `grace_s` seconds to obey, then SIGKILL.
+
+    What they start while they end is found and killed, too.
+    """
+    known = {process.pid: process for root in processes for process in tree(root)}
+    for process in known.values():
+        send(process, first)
+    left = wait_gone(known.values(), grace_s)
+    deadline = time.monotonic() + 5
+    while left and time.monotonic() < deadline:
+        for process in left:
+            for member in tree(process):
+                known[member.pid] = member
+                send(member, signal.SIGKILL)
+        left = wait_gone(known.values(), 1)
