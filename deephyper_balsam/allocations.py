@@ -11,7 +11,7 @@ from typing import Any
 
 from deephyper_balsam.errors import BalsamError, InputError
 from deephyper_balsam.gateway import Gateway, Row
-from deephyper_balsam.records import Resources
+from deephyper_balsam.jobs import Resources
 
 logger = logging.getLogger(__name__)
 

@@ -31,6 +31,10 @@ class SearchExistsError(InputError):
     """The name belongs to another search with other settings. Choose another name, or resume that search."""
 
 
+class SearchRunningError(InputError):
+    """Another driver is at work on the search. Stop it, or wait until it is known to be gone."""
+
+
 class UnknownSearchError(InputError):
     """No search of that name is recorded in this Balsam."""
 

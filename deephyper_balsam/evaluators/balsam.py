@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from deephyper_balsam import records
+from deephyper_balsam import jobs
+from deephyper_balsam import record as wheel
 from deephyper_balsam.allocations import AllocationRequest, Allocations
 from deephyper_balsam.apps import register, resolve_run
 from deephyper_balsam.errors import InputError, SearchExistsError, UnreachableError
 from deephyper_balsam.gateway import WAITING_STATES, Gateway, Row, check_name
-from deephyper_balsam.records import Resources, SearchRecord
+from deephyper_balsam.jobs import Resources
+from deephyper_balsam.record import SearchRecord
 from deephyper_balsam.trial import Result, Trial, TrialState
 
 logger = logging.getLogger(__name__)
@@ -105,7 +108,13 @@ class BalsamEvaluator:
         self._order = 0
         self._doubtful = False
         self._durations_s: deque[float] = deque(maxlen=_RECENT_RUNS)
+        self._driver: wheel.Driver | None = None
         self.allocations: Allocations | None = None
+
+    @property
+    def workers(self) -> int:
+        """How many trials the search is laid out for: those of the allocation it asks for."""
+        return max(self.resources.slots(self._request.nodes) if self._request else 1, self.capacity, 1)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -130,29 +139,38 @@ class BalsamEvaluator:
         """
         check_name(name)
         settings = {**settings, **self.settings}
-        found = records.find_records(self.gateway, name)
+        found = wheel.find_records(self.gateway, name)
         if found:
             record = found[0]
             checked = {key: value for key, value in settings.items() if (key, value) != ("seed", None)}
-            records.check_same(record, checked)
+            wheel.check_same(record, checked)
         else:
-            if any(True for _ in self.gateway.jobs(records.trial_tags(name))):
+            if any(True for _ in self.gateway.jobs(jobs.trial_tags(name))):
                 raise SearchExistsError(
                     f"Jobs tagged search={name} are in this Balsam already, but were made by something else. "
                     "Choose another name."
                 )
-            settings = {**settings, "resources": asdict(self.resources), "eval_timeout": self.eval_timeout_s}
-            record = records.create_record(self.gateway, name, settings, self.site["id"], self._clock())
+            if settings.get("seed") is None:
+                settings["seed"] = secrets.randbits(31)
+            settings = {
+                **settings,
+                "resources": asdict(self.resources),
+                "eval_timeout": self.eval_timeout_s,
+                "num_workers": self.workers,
+            }
+            record = wheel.create_record(self.gateway, name, settings, self.site["id"], self._clock())
+        self._driver = wheel.Driver.here(self._clock())
+        wheel.take_the_wheel(self.gateway, name, self._driver)
         self._search, self._zero = name, record.created_at
         self._app_id, app_name = register(self.gateway, self.spec, self.site["name"])
         logger.info("Application %s at site %s", app_name, self.site["name"])
         self.allocations = Allocations(
-            self.gateway, {self.site["id"]: self.site}, records.trial_tags(name), self.resources, self._request
+            self.gateway, {self.site["id"]: self.site}, jobs.trial_tags(name), self.resources, self._request
         )
         return self._read_history(record)
 
     def _read_history(self, record: SearchRecord) -> History:
-        rows = list(self.gateway.jobs(records.trial_tags(record.name)))
+        rows = list(self.gateway.jobs(jobs.trial_tags(record.name)))
         for row in rows:
             self._note(row)
         gathered = sorted(
@@ -160,11 +178,21 @@ class BalsamEvaluator:
         )
         self._gathered = {int(row["tags"]["trial"]) for row in gathered}
         self._order = len(gathered)
-        trials = sorted((records.read_trial(row) for row in rows), key=lambda trial: trial.number)
-        results = [records.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in gathered]
+        trials = sorted((jobs.read_trial(row) for row in rows), key=lambda trial: trial.number)
+        results = [jobs.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in gathered]
         # What ended while no driver looked is collected like any other result: look at everything once more
         self._since, self._seen = None, {}
         return History(record, trials, results)
+
+    def heartbeat(self) -> bool:
+        """Leave a sign of life in the search's record, now and then; whether someone asked the search to stop."""
+        assert self._search is not None
+        assert self._driver is not None
+        now = self._clock()
+        if now - self._driver.at < wheel.HEARTBEAT_S:
+            return False
+        self._driver, stop = wheel.beat(self.gateway, self._search, self._driver, now)
+        return stop
 
     # --- submit and collect --------------------------------------------------------------------------------------
 
@@ -174,15 +202,15 @@ class BalsamEvaluator:
             return
         assert self._search is not None, "open() comes first"
         if self._doubtful:  # an answer was lost: what was created all the same must not be created twice
-            there = {int(row["tags"]["trial"]) for row in self.gateway.jobs(records.trial_tags(self._search))}
+            there = {int(row["tags"]["trial"]) for row in self.gateway.jobs(jobs.trial_tags(self._search))}
             trials = [trial for trial in trials if trial.number not in there]
         now = self._clock()
-        jobs = [
-            records.trial_job(trial, self._search, self._app_id, self.resources, now, self.eval_timeout_s)
+        new = [
+            jobs.trial_job(trial, self._search, self._app_id, self.resources, now, self.eval_timeout_s)
             for trial in trials
         ]
         try:
-            self.gateway.create_jobs(jobs)
+            self.gateway.create_jobs(new)
         except UnreachableError:
             self._doubtful = True
             raise
@@ -209,7 +237,7 @@ class BalsamEvaluator:
         for row in changed:
             self._note(row)
         self._forget_old()
-        results = [records.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in taken.values()]
+        results = [jobs.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in taken.values()]
         for result in results:
             assert result.number is not None
             self._gathered.add(result.number)
@@ -219,15 +247,15 @@ class BalsamEvaluator:
 
     def _changed_rows(self) -> list[Row]:
         assert self._search is not None
-        return list(self.gateway.jobs(records.trial_tags(self._search), changed_since=self._since))
+        return list(self.gateway.jobs(jobs.trial_tags(self._search), changed_since=self._since))
 
     def _is_news(self, row: Row) -> bool:
-        ended = records.read_state(row) in (TrialState.DONE, TrialState.FAILED)
+        ended = jobs.read_state(row) in (TrialState.DONE, TrialState.FAILED)
         return ended and int(row["tags"]["trial"]) not in self._gathered
 
     def _explain(self, row: Row) -> dict[str, Any]:
         """Return the outcome; where the run left none, with what Balsam's log knows of its end."""
-        outcome = records.read_outcome(row)
+        outcome = jobs.read_outcome(row)
         if row["state"] == "FAILED" and "start" not in outcome:
             for event in self.gateway.events(job_id=row["id"], to_state="RUN_ERROR"):
                 code, tail = event["data"].get("returncode"), event["data"].get("error", "")
@@ -236,12 +264,9 @@ class BalsamEvaluator:
         return outcome
 
     def _note(self, row: Row) -> None:
-        self._set_line(int(row["tags"]["trial"]), records.table_row(row, self._zero, self.site["name"]))
+        self._set_line(int(row["tags"]["trial"]), jobs.table_row(row, self._zero, self.site["name"]))
         self._seen[row["id"]] = row["last_update"]
-        if (
-            self._since is None
-            or records.updated_at(row) - _OVERLAP_S > datetime.fromisoformat(self._since).timestamp()
-        ):
+        if self._since is None or jobs.updated_at(row) - _OVERLAP_S > datetime.fromisoformat(self._since).timestamp():
             moment = datetime.fromisoformat(row["last_update"]) - timedelta(seconds=_OVERLAP_S)
             self._since = moment.isoformat()
 
@@ -284,6 +309,11 @@ class BalsamEvaluator:
         """How many trials are in each state."""
         return {state: self._states[state] for state in TrialState}
 
+    def line(self, number: int | None) -> dict[str, Any]:
+        """Return the line of `results.csv` of one trial."""
+        assert number is not None
+        return self._lines[number]
+
     @property
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of `results.csv`, by trial number."""
@@ -304,21 +334,23 @@ class BalsamEvaluator:
     def cancel(self) -> list[int]:
         """Withdraw the trials that no node has begun; their numbers."""
         assert self._search is not None
-        tags = records.trial_tags(self._search)
+        tags = jobs.trial_tags(self._search)
         waiting = {
             row["id"]: row for row in self.gateway.jobs(tags, states=WAITING_STATES) if "result" not in row["data"]
         }
         self.gateway.write_data({key: {**row["data"], "cancelled": self._clock()} for key, row in waiting.items()})
         if waiting:
-            self.gateway.move_jobs(tags, WAITING_STATES, "FAILED", records.NEVER_STARTED, list(waiting))
+            self.gateway.move_jobs(tags, WAITING_STATES, "FAILED", jobs.NEVER_STARTED, list(waiting))
         withdrawn = []
-        for row in self.gateway.jobs(tags, ids=list(waiting)) if waiting else ():
+        for row in [row for row in self._changed_rows() if row["id"] in waiting]:
             self._note(row)
-            if records.read_state(row) is TrialState.CANCELLED:
+            if jobs.read_state(row) is TrialState.CANCELLED:
                 withdrawn.append(int(row["tags"]["trial"]))
         return withdrawn
 
     def close(self) -> None:
-        """End the allocations that were asked for here."""
+        """End the allocations that were asked for here, and leave the wheel."""
         if self.allocations is not None:
             self.allocations.release()
+        if self._search is not None and self._driver is not None:
+            wheel.leave_the_wheel(self.gateway, self._search, self._driver)

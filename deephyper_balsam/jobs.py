@@ -1,4 +1,4 @@
-"""How a search stands in Balsam's job table: one job a trial, and one job that holds the search's settings.
+"""How a trial stands in Balsam's job table: pure functions between trials and rows.
 
 A trial's job carries the tags ``search`` (the search's name) and ``trial`` (its number), the configuration as
 parameters, and in `data`:
@@ -9,8 +9,7 @@ parameters, and in `data`:
 - ``gathered``: when the driver took the result in, and as the how-manieth;
 - ``cancelled``: when the driver withdrew it.
 
-The record of a search is a job of the application ``deephyper_search`` that never runs, with the tags ``kind=search``
-and ``record=<name>``. Times are seconds since the epoch (UTC).
+Times are seconds since the epoch (UTC).
 """
 
 from __future__ import annotations
@@ -20,12 +19,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, UnknownSearchError
-from deephyper_balsam.gateway import Gateway, Row, pack, parse_time, unpack
+from deephyper_balsam.errors import BalsamError, InputError
+from deephyper_balsam.gateway import Row, pack, parse_time, unpack
 from deephyper_balsam.targets import reason
 from deephyper_balsam.trial import Config, Origin, Result, Trial, TrialState
 
-RECORD_APP = "deephyper_search"
 NEVER_STARTED = "withdrawn before it ran"
 
 # Balsam 0.7, balsam/schemas/job.py, JobState. A run that ended is RUNNING to us until its result is known.
@@ -92,9 +90,6 @@ class Resources:
     def slots(self, nodes: int) -> int:
         """Return how many evaluations `nodes` nodes run at once."""
         return nodes // self.num_nodes * self.evals_per_node
-
-
-# --- trials ----------------------------------------------------------------------------------------------------------
 
 
 def trial_tags(search: str) -> dict[str, str]:
@@ -202,106 +197,3 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
 def updated_at(row: Row) -> float:
     """Return when Balsam last changed the job."""
     return parse_time(row["last_update"])
-
-
-# --- the record of a search ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SearchRecord:
-    """The settings of a search as Balsam keeps them; `created_at` is the zero of its timestamps."""
-
-    name: str
-    job_id: int
-    created_at: float
-    settings: dict[str, Any]
-
-
-def find_record(gateway: Gateway, name: str) -> SearchRecord:
-    """Return the record of a search; UnknownSearchError names those there are."""
-    for record in find_records(gateway, name):
-        return record
-    known = ", ".join(record.name for record in find_records(gateway)) or "none"
-    raise UnknownSearchError(f"There is no search {name!r} in this Balsam; there are: {known}.")
-
-
-def find_records(gateway: Gateway, name: str | None = None) -> list[SearchRecord]:
-    """Return the records of all searches, or of the one called `name`; the oldest first."""
-    tags = {"kind": "search"} if name is None else {"kind": "search", "record": name}
-    return [
-        SearchRecord(row["tags"]["record"], row["id"], row["data"]["created_at"], row["data"]["settings"])
-        for row in gateway.jobs(tags)
-    ]
-
-
-def create_record(
-    gateway: Gateway, name: str, settings: dict[str, Any], site_id: int, created_at: float
-) -> SearchRecord:
-    """Write down the settings of a new search."""
-    data = {"settings": settings, "created_at": created_at}
-    job = {
-        "app_id": _record_app(gateway, site_id),
-        "workdir": f"{name}/record",
-        "tags": {"kind": "search", "record": name},
-        "serialized_parameters": pack({}),
-        "data": data,
-    }
-    [job_id] = gateway.create_jobs([job])
-    # Not left to the site's agent: a site whose agent is down must not hold a job that looks like work
-    gateway.move_jobs({"record": name}, ("STAGED_IN",), "JOB_FINISHED", "the record of a search", [job_id])
-    return SearchRecord(name, job_id, created_at, settings)
-
-
-def check_same(record: SearchRecord, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with a search under other settings than it was begun with.
-
-    Raises
-    ------
-    SearchExistsError
-        The message names each setting that differs.
-    """
-    differing = [key for key, value in settings.items() if _plain(record.settings.get(key)) != _plain(value)]
-    if differing:
-        was = {key: record.settings.get(key) for key in differing if key != "problem"}
-        raise SearchExistsError(
-            f"The name {record.name!r} belongs to another search of this Balsam, with another {', '.join(differing)}"
-            + (f" (there: {json.dumps(was)})" if was else "")
-            + ". Choose another name, or use the settings of that search to go on with it."
-        )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _record_app(gateway: Gateway, site_id: int) -> int:
-    from balsam._api.app import ApplicationDefinition
-    from balsam.schemas import serialize
-
-    for row in gateway.apps(site_id, name=RECORD_APP):
-        return int(row["id"])
-
-    class Record(ApplicationDefinition):  # type: ignore[misc]
-        site = site_id
-
-        def preprocess(self) -> None:
-            from balsam.schemas import JobState
-
-            self.job.state = JobState.job_finished
-
-        def run(self) -> None:
-            return None
-
-    Record.__name__ = RECORD_APP
-    row = gateway.create_app(
-        {
-            "site_id": site_id,
-            "name": RECORD_APP,
-            "serialized_class": serialize(Record),
-            "source_code": "",
-            "description": "The settings of searches; its jobs never run.",
-            "parameters": {},
-            "transfers": {},
-        }
-    )
-    return int(row["id"])
