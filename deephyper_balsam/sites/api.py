@@ -1,7 +1,7 @@
-"""Balsam's API server on loopback: ``python -m deephyper_balsam.sites.api --port N``, with BALSAM_* in the environment.
+"""Balsam's API server on loopback: ``python -m deephyper_balsam.sites.api --port N``, its settings in BALSAM_* variables.
 
-The app is Balsam's own. What stands around it: the tables are made from Balsam's models (the wheel lacks the migrations),
-and the socket listens on 127.0.0.1 only.
+The app is Balsam's own. What stands around it: the tables are made from Balsam's models (the wheel lacks the
+migrations), and the socket listens on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TAGS_INDEX = "ix_jobs_tags"
 def create_tables(engine: Any) -> None:
     """Make the tables and indexes that the database lacks.
 
-    The index on tags is written as SQL: Balsam's model declares it as a text expression, which SQLAlchemy cannot create.
+    The index on tags is written as SQL: Balsam's model declares it as a text expression, which SQLAlchemy refuses.
     """
     from balsam.server.models.tables import Base
     from sqlalchemy import text
@@ -50,7 +50,10 @@ def main() -> int:
     import uvicorn
     from balsam.server.main import app
     from balsam.server.models import get_engine
+    from balsam.server.pubsub import pubsub
 
+    # There is no Redis here, and redis-py 6 tries for five seconds to reach it: in each request that changes something.
+    pubsub.publish = lambda *args, **kwargs: None
     create_tables(get_engine())
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=3)
     uvicorn.Server(config).run(sockets=[listener])
