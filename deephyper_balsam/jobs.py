@@ -1,4 +1,4 @@
-"""How a trial stands in Balsam's job table: pure functions between trials and rows.
+"""How a trial stands in Balsam's job table: functions between trials and rows.
 
 A trial's job carries the tags ``search`` (the search's name) and ``trial`` (its number), the configuration as
 parameters, and in `data`:
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deephyper_balsam.errors import BalsamError, InputError
-from deephyper_balsam.gateway import Row, pack, parse_time, unpack
+from deephyper_balsam.gateway import WAITING_STATES, Gateway, Row, pack, parse_time, unpack
 from deephyper_balsam.targets import reason
 from deephyper_balsam.trial import Config, Origin, Result, Trial, TrialState
 
@@ -192,6 +192,19 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     for name, value in (outcome.get("metadata") or {}).items():
         line[f"m:{name}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
     return line
+
+
+def withdraw_waiting(gateway: Gateway, search: str, now: float) -> set[int]:
+    """Withdraw the trials of a search that no node has begun; the ids of their jobs.
+
+    A run that began in between goes on, and its result counts.
+    """
+    tags = trial_tags(search)
+    rows = {row["id"]: row for row in gateway.jobs(tags, states=WAITING_STATES) if "result" not in row["data"]}
+    if rows:
+        gateway.write_data({job_id: {**row["data"], "cancelled": now} for job_id, row in rows.items()})
+        gateway.move_jobs(tags, WAITING_STATES, "FAILED", NEVER_STARTED, list(rows))
+    return set(rows)
 
 
 def updated_at(row: Row) -> float:

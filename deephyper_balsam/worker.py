@@ -224,7 +224,7 @@ def end_children(pid: int, sparing: int | None = None) -> None:
 # --- inside Balsam ---------------------------------------------------------------------------------------------------
 
 
-def _make_run_function(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
+def make_run_function(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
     """Return the callable behind an application's spec (see `deephyper_balsam.apps`)."""
     if spec["kind"] == "command":
         return lambda job: run_command(spec, job.parameters, workdir)
@@ -265,7 +265,7 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         deliver(app, data, {**outcome, "end": time.time(), "host": socket.gethostname()})
 
     with time_limit(limit_s, give_up):
-        outcome = evaluate(lambda job: _make_run_function(spec, workdir)(job), job)
+        outcome = evaluate(lambda job: make_run_function(spec, workdir)(job), job)
     end_children(os.getpid())
     if app.job.num_nodes * app.job.ranks_per_node == 1 or rank() == 0:
         deliver(app, data, outcome)

@@ -1,6 +1,6 @@
 """The command line `deephyper-balsam`: one file a group of commands.
 
-It parses, builds, calls, and maps errors to exit codes. It is the only part of the package that prints, prompts and exits.
+It parses, builds, calls, and maps errors to exit codes. Only here the package prints, prompts and exits.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _say(error: Exception) -> None:
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="deephyper-balsam", prog_name="deephyper-balsam")
 def main() -> None:
-    """Search the hyperparameters of deep neural networks asynchronously, through Balsam, from a laptop to a supercomputer.
+    """Search the hyperparameters of deep networks asynchronously, through Balsam, from laptop to supercomputer.
 
     \b
     Example:

@@ -19,8 +19,8 @@ from deephyper_balsam import record as wheel
 from deephyper_balsam.allocations import AllocationRequest, Allocations
 from deephyper_balsam.apps import register, resolve_run
 from deephyper_balsam.errors import InputError, SearchExistsError, UnreachableError
-from deephyper_balsam.gateway import WAITING_STATES, Gateway, Row, check_name
-from deephyper_balsam.jobs import Resources
+from deephyper_balsam.gateway import Gateway, Row, check_name
+from deephyper_balsam.jobs import Resources as Resources  # public here: evaluators.balsam.Resources
 from deephyper_balsam.record import SearchRecord
 from deephyper_balsam.trial import Result, Trial, TrialState
 
@@ -334,14 +334,8 @@ class BalsamEvaluator:
     def cancel(self) -> list[int]:
         """Withdraw the trials that no node has begun; their numbers."""
         assert self._search is not None
-        tags = jobs.trial_tags(self._search)
-        waiting = {
-            row["id"]: row for row in self.gateway.jobs(tags, states=WAITING_STATES) if "result" not in row["data"]
-        }
-        self.gateway.write_data({key: {**row["data"], "cancelled": self._clock()} for key, row in waiting.items()})
-        if waiting:
-            self.gateway.move_jobs(tags, WAITING_STATES, "FAILED", jobs.NEVER_STARTED, list(waiting))
         withdrawn = []
+        waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock())
         for row in [row for row in self._changed_rows() if row["id"] in waiting]:
             self._note(row)
             if jobs.read_state(row) is TrialState.CANCELLED:
