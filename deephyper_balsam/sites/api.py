@@ -1,4 +1,4 @@
-"""Balsam's API server on loopback: ``python -m deephyper_balsam.sites.api --port N``, its settings in BALSAM_* variables.
+"""Balsam's API server on loopback: ``python -m deephyper_balsam.sites.api --port N``, its settings in BALSAM_*.
 
 The app is Balsam's own. What stands around it: the tables are made from Balsam's models (the wheel lacks the
 migrations), and the socket listens on 127.0.0.1 only.

@@ -1,12 +1,11 @@
 """Site configs: which there are, and a new Balsam site made from one without prompts.
 
-A config is a folder with ``settings.yml``, ``job-template.sh`` and ``README.md``. Its settings are Balsam's own settings
-file, complete; the shorter form of Balsam's default configs is understood, too.
+A config is a folder with ``settings.yml``, ``job-template.sh`` and ``README.md``. Its settings are Balsam's own
+settings file, complete; the shorter form of Balsam's default configs is understood, too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,13 @@ from typing import Any
 
 import yaml
 
-from deephyper_balsam.errors import (
-    BalsamError,
-    InputError,
-    NotLoggedInError,
-    SettingsError,
-    UnknownSiteError,
-    UnreachableError,
-)
+from deephyper_balsam.errors import InputError, SettingsError, UnknownSiteError
+from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.resources import folder
 
 SETTINGS_FILE = "settings.yml"
 SITE_ID_FILE = ".balsam-site"
-_SITE_FOLDERS = ("log", "qsubmit", "data")
+SITE_FOLDERS = ("log", "qsubmit", "data")
 
 
 @dataclass(frozen=True)
@@ -171,7 +164,7 @@ def init_site(
     if not template.is_file():
         raise SettingsError(f"The site config {config.name} lacks its job template {template}.")
 
-    client = load_client(client_path)
+    gateway = Gateway(client_path)
     try:
         path.mkdir(parents=False)
     except OSError as error:
@@ -180,21 +173,21 @@ def init_site(
         ) from error
     try:
         _write_site(path, text, template)
-        record = _create_site(client, name, path)
+        site_id = _create_site(gateway, name, path)
         id_file = path / SITE_ID_FILE
-        id_file.write_text(str(record.id))
+        id_file.write_text(str(site_id))
         id_file.chmod(0o440)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    return Site(int(record.id), name, path)
+    return Site(site_id, name, path)
 
 
 def _write_site(path: Path, settings_text: str, template: Path) -> None:
     settings_file = path / SETTINGS_FILE
     settings_file.write_text(settings_text, encoding="utf-8")
     settings_file.chmod(0o600)
-    for name in _SITE_FOLDERS:
+    for name in SITE_FOLDERS:
         (path / name).mkdir()
     (path / "qsubmit").chmod(0o700)
     target = path / template.name
@@ -202,75 +195,18 @@ def _write_site(path: Path, settings_text: str, template: Path) -> None:
     target.chmod(0o700)
 
 
-def _create_site(client: Any, name: str, path: Path) -> Any:
-    taken = call(client, lambda: client.Site.objects.filter(name=name).count())
-    if taken:
-        raise InputError(
-            f"You have a Balsam site named {name!r} already. Choose another name (`balsam site ls` shows them)."
-        )
-    return call(client, lambda: client.Site.objects.create(name=name, path=path))
+def _create_site(gateway: Gateway, name: str, path: Path) -> int:
+    taken = {row["name"]: row["path"] for row in gateway.sites()}
+    if name in taken:
+        raise InputError(f"You have a Balsam site named {name!r} already, in {taken[name]}: choose another name.")
+    return int(gateway._call("POST", "sites/", body={"name": name, "path": str(path)})["id"])
 
 
-def load_client(client_path: str | Path | None = None, *, retry_count: int = 0, connect_timeout_s: float = 5.0) -> Any:
-    """Return a Balsam client with quick retries, built from a credentials file and not from the environment.
-
-    Raises
-    ------
-    NotLoggedInError
-        When the file does not exist, cannot be read, or its token is over.
-    """
-    from balsam.config import ClientSettings
-
-    path = Path(client_path) if client_path is not None else Path(ClientSettings.settings_path())
-    try:
-        data = yaml.safe_load(path.read_text())
-        settings = ClientSettings(**{**data, "retry_count": retry_count, "connect_timeout": connect_timeout_s})
-        client = settings.build_client()
-    except FileNotFoundError as error:
-        raise NotLoggedInError(
-            f"There are no Balsam credentials at {path}. Run `balsam login`, "
-            "or `deephyper-balsam server up` for a server of your own."
-        ) from error
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise NotLoggedInError(
-            f"The Balsam credentials at {path} cannot be used: {error}. Run `balsam login`."
-        ) from error
-    return client
-
-
-def call(client: Any, request: Any) -> Any:
-    """Make a request and turn what Balsam's client raises into our errors.
-
-    Raises
-    ------
-    UnreachableError, NotLoggedInError, BalsamError
-        When the API does not answer, refuses the credentials, or answers with an error.
-    """
-    import logging
-
-    import requests
-    from balsam.client import NotAuthenticatedError
-
-    log = logging.getLogger("balsam.client.requests_client")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        return request()
-    except NotAuthenticatedError as error:
-        raise NotLoggedInError(
-            f"Your login at {client.api_root} is over or was never made. Run `balsam login`."
-        ) from error
-    except (TimeoutError, requests.RequestException) as error:
-        message = str(error)
-        if "401" in message:
-            raise NotLoggedInError(
-                f"{client.api_root} does not accept your credentials. Run `balsam login`."
-            ) from error
-        if any(f"{code} " in message for code in (400, 403, 404, 422, 500)):
-            raise BalsamError(f"Balsam at {client.api_root} answered: {message}") from error
-        raise UnreachableError(
-            f"Balsam's API at {client.api_root} does not answer. Is the server up (`deephyper-balsam server status`)? {message}"
-        ) from error
-    finally:
-        with contextlib.suppress(Exception):
-            log.setLevel(level)
+def forget_site(name: str, path: Path, client_path: str | Path | None = None) -> bool:
+    """Delete Balsam's record of a site whose making was cut before its folder knew its id; say whether there was one."""
+    gateway = Gateway(client_path)
+    for row in gateway.sites():
+        if row["name"] == name and Path(row["path"]) == path:
+            gateway._call("DELETE", f"sites/{row['id']}")
+            return True
+    return False

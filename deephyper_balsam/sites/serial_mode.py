@@ -1,4 +1,4 @@
-"""Balsam's serial mode for one machine: its master listens on 127.0.0.1, where Balsam's own listens on every address."""
+"""Balsam's serial mode for one machine: its master listens on 127.0.0.1, Balsam's own on every address."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> None:
         def connect(self, addr: str) -> Any:
             return super().connect(_loopback(addr))
 
-    zmq.Context._socket_class = LoopbackSocket
+    zmq.Context._socket_class = LoopbackSocket  # type: ignore[misc]
     # Balsam compares the machine's name with the first part of the master's, which fails where the name has dots.
     short_name = socket.gethostname().split(".")[0]
     _serial_mode_worker.socket = SimpleNamespace(gethostname=lambda: short_name)

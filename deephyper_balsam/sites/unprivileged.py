@@ -1,8 +1,8 @@
 """Run a program as another account: ``python -I -S unprivileged.py UID GID KEEP_SEARCH PROGRAM [ARGUMENT...]``.
 
-PostgreSQL refuses to run as root. With KEEP_SEARCH 1 the program keeps one capability of root: to walk through folders that
-only root may enter, such as /root, where the stack or the Python environment may be. Opening those folders to everybody
-would be the alternative. This file runs by its path, alone, and imports nothing of the package.
+PostgreSQL refuses to run as root. With KEEP_SEARCH 1 the program keeps one capability of root: to walk through folders
+that only root may enter, such as /root, where the stack or the Python environment may be. Opening those folders to
+everybody would be the alternative. This file runs by its path, alone, and imports nothing of the package.
 """
 
 from __future__ import annotations
