@@ -24,6 +24,7 @@ AnyHyperparameter = Hyperparameter[Any, Any]
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]*")
 _MAX_INTEGER = 2**53  # beyond it a float64 column cannot tell neighbours apart
+_MIN_LOG = 1e-280
 _ENUMERATION_LIMIT = 2**16
 _SHORTHANDS = (
     '(low, high), (low, high, "uniform"), (low, high, "log-uniform"), a list of choices, a single value, '
@@ -149,9 +150,9 @@ class HpProblem:
         ----------
         value
             ``(int, int)``: an integer range, both ends included. ``(float, float)``: a real range. Either with
-            ``"uniform"`` or ``"log-uniform"`` as a third entry. A list: the choices; numbers make an ordinal in the order
-            given, anything else a categorical. A single str, bool or number: a constant. A mapping with ``mu``, ``sigma``,
-            ``lower`` and ``upper``: a truncated normal. Or a ConfigSpace hyperparameter.
+            ``"uniform"`` or ``"log-uniform"`` as a third entry. A list: the choices; numbers make an ordinal in the
+            order given, anything else a categorical. A single str, bool or number: a constant. A mapping with ``mu``,
+            ``sigma``, ``lower`` and ``upper``: a truncated normal. Or a ConfigSpace hyperparameter.
         name
             Letters, digits and ``_ . : -``, beginning with a letter or ``_``. A template of a shell command
             (``{{ name }}``) can only use names without ``. : -``.
@@ -180,7 +181,7 @@ class HpProblem:
         return self._space[name]
 
     def add_hyperparameters(self, hyperparameters: Iterable[Any]) -> list[AnyHyperparameter]:
-        """Add several ConfigSpace hyperparameters, or ``(value, name)`` and ``(value, name, default)`` tuples; all or none."""
+        """Add several, all or none: ConfigSpace hyperparameters, or tuples ``(value, name[, default_value])``."""
         items = list(hyperparameters)
         trial = copy.deepcopy(self)
         for target in (trial, self):
@@ -218,7 +219,7 @@ class HpProblem:
         Raises
         ------
         ProblemError
-            If it is no clause, names an unknown hyperparameter, or forbids the default configuration or the whole space.
+            If it is no clause, names an unknown hyperparameter, or forbids the default configuration or everything.
         """
         if not isinstance(clause, (ForbiddenClause, ForbiddenConjunction, ForbiddenRelation)):
             raise ProblemError(
@@ -252,12 +253,13 @@ class HpProblem:
     def check(self) -> None:
         """Raise `ProblemError` unless the problem can be searched.
 
-        It needs at least one hyperparameter, at least one legal configuration that random draws can find (finite spaces of
-        up to 65,536 configurations are gone through completely), and starting points inside the space.
+        It needs at least one hyperparameter, at least one legal configuration that random draws can find (finite spaces
+        of up to 65,536 configurations are gone through completely), and starting points inside the space.
         """
         if not len(self._space):
             raise ProblemError(
-                f'The problem "{self.name}" has no hyperparameters. Add one: problem.add_hyperparameter((1, 8), "num_layers").'
+                f'The problem "{self.name}" has no hyperparameters. Add one: '
+                'problem.add_hyperparameter((1, 8), "num_layers").'
             )
         encoder = self.encoder
         rows = encoder.enumerate(_ENUMERATION_LIMIT)
@@ -265,8 +267,8 @@ class HpProblem:
             rows = encoder.sample(1, np.random.default_rng(0), partial=True)
         if not len(rows):
             raise ProblemError(
-                f'The problem "{self.name}" is contradictory: its forbidden clauses leave no configuration that could be '
-                f"found. Remove one of: {_listed(map(str, self._space.forbidden_clauses))}."
+                f'The problem "{self.name}" is contradictory: its forbidden clauses leave no configuration that could '
+                f"be found. Remove one of: {_listed(map(str, self._space.forbidden_clauses))}."
             )
         for point in self._starting_points:
             try:
@@ -295,13 +297,13 @@ class HpProblem:
             if np.isnan(value) and not np.isnan(settled):
                 raise ProblemError(f"`{column.name}` has no value: {_allowed(column)}.")
             if np.isnan(settled) and not np.isnan(value):
-                condition = _listed(map(str, self._space.parent_conditions_of[column.name]))
+                why = _listed(map(str, self._space.parent_conditions_of[column.name]))
                 raise ProblemError(
-                    f"`{column.name}` must be left out, but got {given[column.name]!r}: it is inactive here ({condition})."
+                    f"`{column.name}` is inactive here and must be left out, but got {given[column.name]!r} ({why})."
                 )
         if not encoder.legal(legal)[0]:
-            clause = self._violated(encoder, legal)
-            raise ProblemError(f"The configuration {given} is excluded by a forbidden clause ({clause}).")
+            clause = encoder.forbidding_clause(legal[0])
+            raise ProblemError(f"The configuration {given} is excluded by a forbidden clause: {clause}.")
         return encoder.decode(legal)[0]
 
     # -- to and from JSON ----------------------------------------------------------------------------------------------
@@ -386,8 +388,8 @@ class HpProblem:
             raise ProblemError(f"A hyperparameter's name must be a str, but got {name!r}.")
         if not _NAME.fullmatch(name) or name == "self":
             raise ProblemError(
-                "A hyperparameter's name must begin with a letter or _, go on with letters, digits and _ . : -, and not be "
-                f'"self", but got {name!r}.'
+                "A hyperparameter's name must begin with a letter or _, go on with letters, digits and _ . : -, and "
+                f'not be "self", but got {name!r}.'
             )
         if name in self._space:
             raise ProblemError(f"There is a hyperparameter {name!r} already. Choose another name.")
@@ -420,18 +422,12 @@ class HpProblem:
         if not len(rows):
             return f"With ({item}) the space is contradictory: no configuration is left. Remove a forbidden clause."
         return (
-            f"The default configuration {self.default_configuration} must be legal, but ({item}) excludes it. Give other "
-            f"defaults with `default_value`; legal would be {encoder.decode(rows[:1])[0]}."
+            f"The default configuration {self.default_configuration} must be legal, but ({item}) excludes it. Give "
+            f"other defaults with `default_value`; legal would be {encoder.decode(rows[:1])[0]}."
         )
 
-    def _violated(self, encoder: Encoder, row: Any) -> str:
-        for clause in self._space.forbidden_clauses:
-            if encoder.forbids(clause, row)[0]:
-                return str(clause).removeprefix("Forbidden: ")
-        return "unknown"
 
-
-# -- shorthands ------------------------------------------------------------------------------------------------------------
+# -- shorthands --------------------------------------------------------------------------------------------------------
 
 
 def _from_shorthand(value: Any, name: str, default: Any) -> AnyHyperparameter:
@@ -479,7 +475,8 @@ def _range(value: tuple[Any, ...], name: str, default: Any) -> AnyHyperparameter
             )
         if not low <= default <= high:
             raise ProblemError(
-                f"`low <= default_value <= high` must hold for `{name}`, but got (low={low}, high={high}, default_value={default})."
+                f"`low <= default_value <= high` must hold for `{name}`, but got "
+                f"(low={low}, high={high}, default_value={default})."
             )
         default = int(default) if integer else float(default)
     if integer:
@@ -526,6 +523,8 @@ def _check_hyperparameter(hp: AnyHyperparameter) -> None:
     lower, upper = getattr(hp, "lower", 0), getattr(hp, "upper", 0)
     if not (math.isfinite(lower) and math.isfinite(upper)):
         raise ProblemError(f"The bounds of `{hp.name}` must be finite, but got (lower={lower}, upper={upper}).")
+    if getattr(hp, "log", False) and lower < _MIN_LOG:
+        raise ProblemError(f"`low >= {_MIN_LOG}` must hold for the log-uniform `{hp.name}`, but got (low={lower}).")
     if (
         isinstance(hp, cs.hyperparameters.IntegerHyperparameter)
         and max(abs(int(lower)), abs(int(upper))) > _MAX_INTEGER

@@ -1,207 +1,88 @@
 """Configurations to and from a float matrix, by whole columns.
 
-ConfigSpace stays the authority: activity and legality are decided by its own conditions and forbidden clauses, evaluated
-on whole arrays. Only the columns that such a clause reads are translated into ConfigSpace's vector representation.
+ConfigSpace stays the authority: activity and legality are decided by its own conditions and forbidden clauses,
+evaluated on whole arrays. Only the columns that such a clause reads are translated into its vector representation.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ConfigSpace as cs
 import numpy as np
 import numpy.typing as npt
-from ConfigSpace.forbidden import ForbiddenLike
-from ConfigSpace.hyperparameters import FloatHyperparameter, IntegerHyperparameter
 
+from deephyper_balsam.columns import (
+    CATEGORICAL,
+    CONSTANT,
+    INTEGER,
+    ORDINAL,
+    REAL,
+    Column,
+    FloatArray,
+    Scale,
+    make_column,
+    plain,
+    scale_of,
+)
 from deephyper_balsam.errors import ProblemError
 from deephyper_balsam.trial import Config
 
-FloatArray = npt.NDArray[np.float64]
+__all__ = [
+    "CATEGORICAL",
+    "CONSTANT",
+    "INTEGER",
+    "ORDINAL",
+    "REAL",
+    "BoolArray",
+    "Column",
+    "Encoder",
+    "FloatArray",
+    "MatrixSampler",
+    "plain",
+]
+
 BoolArray = npt.NDArray[np.bool_]
 MatrixSampler = Callable[[int, np.random.Generator], FloatArray]
 """Draws ``n`` points of the unit cube: ``(n, rng) -> (n, d)``."""
 
-REAL, INTEGER, ORDINAL, CATEGORICAL, CONSTANT = "real", "integer", "ordinal", "categorical", "constant"
-
-_SIGNIFICANT_DIGITS = 12
 _TABLE_LIMIT = 4096
 _MAX_DRAWS_PER_ROW = 2000
-
-
-@dataclass(frozen=True)
-class Column:
-    """One hyperparameter as one column of the unit matrix.
-
-    Attributes
-    ----------
-    name
-        The hyperparameter.
-    kind
-        ``"real"``, ``"integer"``, ``"ordinal"``, ``"categorical"`` or ``"constant"`` (whatever has a single value).
-    size
-        The number of values; 0 for a real.
-    log
-        Whether the column is scaled in log space.
-    lower, upper
-        Bounds of a real or an integer, in its own unit; 0 and `size` - 1 otherwise.
-    choices
-        The plain Python values of an ordinal, a categorical or a constant, in the order of their index; else empty.
-    default
-        The default as it stands in the matrix: in [0, 1], or the choice's index for a categorical.
-    conditional
-        Whether some condition decides if it is active.
-    """
-
-    name: str
-    kind: str
-    size: int
-    log: bool
-    lower: float
-    upper: float
-    choices: tuple[Any, ...]
-    default: float
-    conditional: bool
-    _decimals: int = field(default=0, repr=False)
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether distance means something in this column: a real, an integer or an ordinal."""
-        return self.kind in (REAL, INTEGER, ORDINAL)
-
-    # -- values (float64: the number itself, or the index of the choice) <-> unit -------------------------------------
-
-    def to_unit(self, values: FloatArray) -> FloatArray:
-        """Scale values, shape (n,), to [0, 1]; indices of a categorical stay as they are. NaN stays NaN."""
-        if self.kind in (CATEGORICAL, CONSTANT):
-            return values
-        if self.log:
-            # A contiguous copy, always: numpy's vectorised log may differ in the last bit from its strided one.
-            span = math.log(self.upper) - math.log(self.lower)
-            unit = (np.log(np.ascontiguousarray(values)) - math.log(self.lower)) / span
-        else:
-            unit = (values - self.lower) / (self.upper - self.lower)
-        unit = np.clip(unit, 0.0, 1.0)
-        unit[values == self.lower] = 0.0
-        unit[values == self.upper] = 1.0
-        return unit
-
-    def to_values(self, unit: FloatArray) -> FloatArray:
-        """Snap a column of the unit matrix, shape (n,), to legal values. NaN stays NaN."""
-        if self.kind == CONSTANT:
-            return np.where(np.isnan(unit), np.nan, 0.0)
-        if self.kind == CATEGORICAL:
-            return np.clip(np.rint(unit), 0.0, self.size - 1.0) + 0.0
-        unit = np.clip(unit, 0.0, 1.0)
-        if self.log:
-            low, high = math.log(self.lower), math.log(self.upper)
-            values = np.exp(low + np.ascontiguousarray(unit) * (high - low))
-        else:
-            values = self.lower + unit * (self.upper - self.lower)
-        values = self.quantise(values)
-        values[unit == 0.0] = self.lower
-        values[unit == 1.0] = self.upper
-        return values
-
-    def quantise(self, values: FloatArray) -> FloatArray:
-        """Round to the grid on which configurations live: whole numbers, or 12 significant digits for a real."""
-        if self.kind != REAL:
-            snapped = np.rint(values)
-        elif self.log:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scale = 10.0 ** (_SIGNIFICANT_DIGITS - 1 - np.floor(np.log10(np.ascontiguousarray(values))))
-                rounded = np.rint(values * scale) / scale
-            snapped = np.where(np.isfinite(rounded), rounded, values)
-        else:
-            snapped = np.round(values, self._decimals)
-        return np.clip(snapped, self.lower, self.upper) + 0.0  # + 0.0: no negative zero, which prints as -0.0
-
-
-def _decimals(lower: float, upper: float) -> int:
-    """Decimal places that survive the way through the unit interval and back."""
-    by_range = _SIGNIFICANT_DIGITS - math.ceil(math.log10(upper - lower))
-    by_magnitude = 14 - math.ceil(math.log10(max(abs(lower), abs(upper))))
-    return min(by_range, by_magnitude)
-
-
-def plain(value: Any) -> Any:
-    """A plain Python value for a numpy scalar, inside lists, tuples and mappings too."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return [plain(item) for item in value.tolist()]
-    return value
-
-
-def _make_column(hp: cs.hyperparameters.Hyperparameter[Any, Any], *, conditional: bool) -> Column:
-    if isinstance(hp, (FloatHyperparameter, IntegerHyperparameter)):
-        lower, upper = float(hp.lower), float(hp.upper)
-        real = isinstance(hp, FloatHyperparameter)
-        size = 0 if real else int(hp.upper) - int(hp.lower) + 1
-        column = Column(
-            hp.name,
-            REAL if real else INTEGER,
-            size,
-            bool(getattr(hp, "log", False)),
-            lower,
-            upper,
-            (),
-            0.0,
-            conditional,
-            _decimals(lower, upper) if real else 0,
-        )
-        default = float(column.to_unit(column.quantise(np.array([float(hp.default_value)])))[0])
-    elif isinstance(hp, cs.Constant):
-        return Column(hp.name, CONSTANT, 1, False, 0.0, 0.0, (plain(hp.value),), 0.0, conditional)
-    else:
-        ordinal = isinstance(hp, cs.OrdinalHyperparameter)
-        choices = tuple(plain(choice) for choice in (hp.sequence if ordinal else hp.choices))
-        kind = CONSTANT if len(choices) == 1 else ORDINAL if ordinal else CATEGORICAL
-        column = Column(hp.name, kind, len(choices), False, 0.0, len(choices) - 1.0, choices, 0.0, conditional)
-        default = float(column.to_unit(np.array([float(choices.index(plain(hp.default_value)))]))[0])
-    return Column(**{**column.__dict__, "default": default})
 
 
 class Encoder:
     """The space as a matrix: one row a configuration, one column a hyperparameter, in their order of addition.
 
-    Reals, integers and ordinals are scaled to [0, 1] (in log space when they are log-uniform); an integer or an ordinal of
-    k values uses k evenly spread points. A categorical is the index of its choice as a float, a constant is 0, and an
-    inactive hyperparameter is NaN. All methods take and give float64 matrices of shape (n, d) and change none in place.
+    Reals, integers and ordinals are scaled to [0, 1] (in log space when they are log-uniform); an integer or an ordinal
+    of k values uses k evenly spread points. A categorical is the index of its choice as a float, a constant is 0, and
+    an inactive hyperparameter is NaN. All methods take and give float64 matrices of shape (n, d), changing none.
 
     An encoder is a snapshot of its space: after the problem has changed, take `problem.encoder` anew.
     """
 
     def __init__(self, space: cs.ConfigurationSpace, names: Sequence[str]) -> None:
+        space = copy.deepcopy(space)  # its clauses hold places that change when the problem grows
         self._space = space
         self.names = tuple(names)
         conditional = set(space.conditional_hyperparameters)
-        self.columns = tuple(_make_column(space[name], conditional=name in conditional) for name in self.names)
-        self._at = {name: index for index, name in enumerate(self.names)}
+        self.columns = tuple(make_column(space[name], conditional=name in conditional) for name in self.names)
+        self._defaults = np.array([column.default for column in self.columns])
         self._lookups = [{choice: i for i, choice in enumerate(c.choices)} for c in self.columns]
-        self._choices: list[npt.NDArray[np.object_]] = []
-        for column in self.columns:
-            choices = np.empty(len(column.choices), dtype=object)
-            choices[:] = column.choices
-            self._choices.append(choices)
+        self._choices = [_objects(column.choices) for column in self.columns]
+        at = {name: index for index, name in enumerate(self.names)}
         # ConfigSpace sorts by depth in the tree of conditions, so its order has parents before children.
-        self._order = [self._at[name] for name in space.at]
-        self._conditions = {self._at[c.child.name]: c for c in space.conditions}
+        self._order = [at[name] for name in space.at]
+        self._conditions = {at[c.child.name]: c for c in space.conditions}
         self._forbidden = list(space.forbidden_clauses)
-        self._parents = sorted({self._at[n] for c in space.conditions for n in _names_in_condition(c)})
-        self._read = sorted(
-            set(self._parents) | {self._at[n] for clause in self._forbidden for n in _names_in_clause(clause)}
-        )
+        clauses = [*space.conditions, *self._forbidden]
+        self._read = {at[name] for clause in clauses for name in _names_read(clause)}
+        self._scales = {j: scale_of([self.columns[j]]) for j in self._read}
         self._tables = {j: self._vector_table(j) for j in self._read}
         self._quantiles = {j: q for j in range(self.width) if (q := self._quantile_table(j)) is not None}
-        self._defaults = np.array([column.default for column in self.columns])
+        self._groups = self._make_groups()
 
     @property
     def width(self) -> int:
@@ -223,40 +104,36 @@ class Encoder:
         ProblemError
             If a value is of the wrong type or not among the choices.
         """
-        matrix = np.empty((len(configs), self.width))
+        values = np.empty((len(configs), self.width))
         for j, column in enumerate(self.columns):
             name, lookup = column.name, self._lookups[j]
             try:
                 if column.choices:
-                    values = [lookup[c[name]] if name in c else math.nan for c in configs]
+                    values[:, j] = [lookup[c[name]] if name in c else math.nan for c in configs]
                 else:
-                    values = [c.get(name, math.nan) for c in configs]
-                array = np.array(values, dtype=np.float64)
+                    values[:, j] = [c.get(name, math.nan) for c in configs]
             except (KeyError, TypeError, ValueError) as error:
                 allowed = f"one of {list(column.choices)}" if column.choices else "a number"
-                raise ProblemError(f"`{name}` must be {allowed}, but got {error}.") from error
-            matrix[:, j] = column.to_unit(array if column.choices else column.quantise(array))
+                raise ProblemError(f"`{name}` must be {allowed}, but got: {error}.") from error
+        matrix = np.empty(values.shape)
+        for index, scale, _ in self._groups:
+            matrix[:, index] = scale.to_unit(scale.quantise(values[:, index]))
         return matrix
 
     def decode(self, matrix: FloatArray) -> list[Config]:
         """The configurations of these rows: plain Python values on the legal grid, inactive (NaN) ones left out."""
         matrix = self._checked(matrix)
+        missing, values = np.isnan(matrix), self._values(matrix)
         columns: list[list[Any]] = []
         for j, column in enumerate(self.columns):
-            values = column.to_values(matrix[:, j])
-            missing = np.isnan(values)
-            if column.choices:
-                index = np.where(missing, 0, values).astype(np.intp)
-                if column.kind == ORDINAL:
-                    index = np.clip(index, 0, column.size - 1)
-                columns.append(self._choices[j][index].tolist())
-            elif column.kind == INTEGER:
-                columns.append(np.where(missing, column.lower, values).astype(np.int64).tolist())
-            else:
-                columns.append(values.tolist())
-        if not np.isnan(matrix).any():
+            if column.kind == REAL:
+                columns.append(values[:, j].tolist())
+                continue
+            whole = np.where(missing[:, j], column.lower, values[:, j]).astype(np.int64)
+            columns.append(whole.tolist() if column.kind == INTEGER else self._choices[j][whole].tolist())
+        if not missing.any():
             return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
-        active = (~np.isnan(matrix)).tolist()
+        active = (~missing).tolist()
         return [
             {name: value for name, value, on in zip(self.names, row, mask, strict=True) if on}
             for row, mask in zip(zip(*columns, strict=True), active, strict=True)
@@ -282,9 +159,13 @@ class Encoder:
             return np.ones(len(matrix), dtype=bool)
         return ~self._is_forbidden(self._vectors(matrix))
 
-    def forbids(self, clause: ForbiddenLike, matrix: FloatArray) -> BoolArray:
-        """Which canonical rows this one clause of the space excludes; shape (n,)."""
-        return np.asarray(clause.is_forbidden_vector_array(self._vectors(self._checked(matrix))), dtype=bool)
+    def forbidding_clause(self, row: FloatArray) -> str | None:
+        """The first forbidden clause, as text, that excludes this canonical row of shape (d,)."""
+        vectors = self._vectors(self._checked(row[None, :]))
+        for clause in self._forbidden:
+            if np.asarray(clause.is_forbidden_vector_array(vectors))[0]:
+                return str(clause).replace("Forbidden: ", "")
+        return None
 
     def active(self, matrix: FloatArray) -> BoolArray:
         """Which hyperparameters are active in these rows, decided by the conditions; shape (n, d)."""
@@ -344,7 +225,7 @@ class Encoder:
         return found[0][:n] if len(found) == 1 else np.concatenate(found)[:n]
 
     def enumerate(self, limit: int) -> FloatArray | None:
-        """All legal rows of a finite space, in a fixed order, or None if there are more than `limit` or infinitely many."""
+        """All legal rows of a finite space, in a fixed order; None if there are more than `limit` or no end of them."""
         rows = np.full((1, self.width), np.nan)
         for j in self._order:
             column = self.columns[j]
@@ -373,12 +254,7 @@ class Encoder:
 
     def keys(self, matrix: FloatArray) -> list[bytes]:
         """One key a row: equal exactly when the decoded configurations are equal. Rows must be canonical."""
-        matrix = self._checked(matrix)
-        values = np.empty(matrix.shape)
-        for j, column in enumerate(self.columns):
-            values[:, j] = column.to_values(matrix[:, j])
-        values[np.isnan(matrix)] = np.nan
-        data, width = values.tobytes(), 8 * self.width
+        data, width = self._values(self._checked(matrix)).tobytes(), 8 * self.width
         return [data[start : start + width] for start in range(0, len(data), width)]
 
     def key(self, config: Config) -> bytes:
@@ -393,51 +269,66 @@ class Encoder:
             raise ValueError(f"The matrix must have shape (n, {self.width}), but got {matrix.shape}.")
         return matrix
 
+    def _make_groups(self) -> list[tuple[npt.NDArray[np.intp], Scale, bool]]:
+        """Columns that scale alike, to be handled side by side; and whether `canonical` must snap them."""
+        groups: dict[tuple[str, bool, bool], list[int]] = {}
+        for j, column in enumerate(self.columns):
+            groups.setdefault((column.kind, column.log, column.kind != REAL or j in self._read), []).append(j)
+        return [
+            (np.array(members), scale_of([self.columns[j] for j in members]), must_snap)
+            for (_, _, must_snap), members in groups.items()
+        ]
+
+    def _values(self, matrix: FloatArray) -> FloatArray:
+        """Values on the grid: the number itself, or the index of the choice; one bit pattern for all NaN."""
+        values = np.empty(matrix.shape)
+        for index, scale, _ in self._groups:
+            values[:, index] = scale.to_values(matrix[:, index])
+        values[np.isnan(matrix)] = np.nan
+        return values
+
     def _settle(self, matrix: FloatArray, *, exact: bool) -> FloatArray:
         matrix = self._checked(matrix)
         out = np.where(np.isnan(matrix), self._defaults, matrix)
-        for j, column in enumerate(self.columns):
-            if column.kind == REAL and not exact and j not in self._tables:
-                out[:, j] = np.clip(out[:, j], 0.0, 1.0)
+        for index, scale, must_snap in self._groups:
+            if exact or must_snap:
+                out[:, index] = scale.to_unit(scale.to_values(out[:, index]))
             else:
-                out[:, j] = column.to_unit(column.to_values(out[:, j]))
+                out[:, index] = np.minimum(np.maximum(out[:, index], 0.0), 1.0)
         if self._conditions:
-            vectors = np.full((len(self._order), len(out)), np.nan)
+            vectors = np.full((self.width, len(out)), np.nan)
             for position, j in enumerate(self._order):
                 condition = self._conditions.get(j)
-                on = None
                 if condition is not None:
-                    on = np.asarray(condition.satisfied_by_vector_array(vectors), dtype=bool)
-                    out[~on, j] = np.nan
-                if j in self._tables:
+                    out[~np.asarray(condition.satisfied_by_vector_array(vectors), dtype=bool), j] = np.nan
+                if j in self._read:
                     vectors[position] = self._vector(j, out[:, j])
         return out
 
     def _vectors(self, matrix: FloatArray) -> FloatArray:
         """The columns that clauses read, as ConfigSpace sees them: shape (d, n), in ConfigSpace's order."""
-        vectors = np.full((len(self._order), len(matrix)), np.nan)
+        vectors = np.full((self.width, len(matrix)), np.nan)
         for position, j in enumerate(self._order):
-            if j in self._tables:
+            if j in self._read:
                 vectors[position] = self._vector(j, matrix[:, j])
         return vectors
 
     def _vector(self, j: int, unit: FloatArray) -> FloatArray:
+        """One column of canonical rows as ConfigSpace would compute it from the values, to the last bit."""
         column, table = self.columns[j], self._tables[j]
-        values = column.to_values(unit)
-        missing = np.isnan(values)
+        missing = np.isnan(unit)
+        values = self._scales[j].to_values(unit[:, None])[:, 0]
         if table is not None:
-            index = np.where(missing, 0.0, values - column.lower).astype(np.intp)
-            vector = table[index]
+            vector = table[np.where(missing, 0.0, values - column.lower).astype(np.intp)]
         else:
-            hp = self._space[column.name]
             filled = np.where(missing, column.lower, values)
-            vector = np.asarray(
-                hp.to_vector(filled if column.kind == REAL else filled.astype(np.int64)), dtype=np.float64
-            )
+            legal = filled if column.kind == REAL else filled.astype(np.int64)
+            vector = np.asarray(self._space[column.name].to_vector(legal), dtype=np.float64)
         vector[missing] = np.nan
         return vector
 
     def _vector_table(self, j: int) -> FloatArray | None:
+        """ConfigSpace's vector value of each value of a column, if they are few."""
         column = self.columns[j]
         if column.choices:
             return np.arange(column.size, dtype=np.float64)
@@ -454,10 +345,12 @@ class Encoder:
 
     def _quantile_table(self, j: int) -> FloatArray | None:
         """For a distribution that is not uniform: cumulative weights, or quantiles of the unit value."""
-        hp, column = self._space[self.names[j]], self.columns[j]
+        hp: Any = self._space[self.names[j]]
+        column = self.columns[j]
         if column.kind == CATEGORICAL and hp.weights is not None:
             cumulative: FloatArray = np.cumsum(np.asarray(hp.probabilities, dtype=np.float64))
-            return cumulative / cumulative[-1]
+            weights: FloatArray = cumulative / cumulative[-1]
+            return weights
         if column.choices or isinstance(hp, (cs.UniformFloatHyperparameter, cs.UniformIntegerHyperparameter)):
             return None
         values = np.asarray(hp.sample_value(8191, seed=np.random.RandomState(0)), dtype=np.float64)
@@ -487,15 +380,15 @@ class Encoder:
         return out
 
 
-def _names_in_condition(condition: Any) -> Iterable[str]:
-    parts = condition.dlcs if hasattr(condition, "dlcs") else [condition]
-    return (part.parent.name for part in parts)
+def _objects(values: tuple[Any, ...]) -> npt.NDArray[np.object_]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
-def _names_in_clause(clause: Any) -> Iterable[str]:
+def _names_read(clause: Any) -> Iterator[str]:
+    """Names of the hyperparameters on whose values a condition or a forbidden clause depends."""
     for part in clause.dlcs if hasattr(clause, "dlcs") else [clause]:
-        if hasattr(part, "hyperparameter"):
-            yield part.hyperparameter.name
-        else:
-            yield part.left.name
-            yield part.right.name
+        for attribute in ("parent", "hyperparameter", "left", "right"):
+            if hasattr(part, attribute):
+                yield getattr(part, attribute).name

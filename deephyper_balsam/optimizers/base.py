@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -35,9 +36,9 @@ class Optimizer(Protocol):
       last none, with `exhausted` true) when it has not. It never gives a configuration that was asked or told before.
       A method that works in generations may return fewer while its generation is complete but not evaluated.
     - Trial numbers count from 0 and are never reused. The problem's starting points come first.
-    - `tell` takes results of any subset of what was asked, in any order, interleaved with `ask`. Each number is told once:
-      again with the same value is harmless, with another value an error; a number never asked is an error. A point from
-      elsewhere is ``Result(None, y, config={...})``.
+    - `tell` takes results of any subset of what was asked, in any order, interleaved with `ask`. Each number is told
+      once: again with the same value is harmless, with another value an error; a number never asked is an error. A
+      point from elsewhere is ``Result(None, y, config={...})``.
     - `tell` is atomic: after an error nothing was learnt.
     - The objective is maximised. A failure teaches, and never breaks anything.
     - The same problem, seed and order of asks and tells give the same suggestions, in another process too; and after
@@ -209,33 +210,37 @@ class HistoryOptimizer:
             trials += self._admit([(self._starting_points.pop(0), origin)])
         return trials
 
-    def _ask_random(self, n: int, kind: str = "random") -> list[Trial]:
-        origin = Origin(kind, told=self.num_told)
-        return self._admit([(row, origin) for row in self._new_random_rows(n)])
+    def _ask_random(self, n: int) -> list[Trial]:
+        rows, keys = self._new_random_rows(n)
+        return self._record(rows, keys, [Origin("random", told=self.num_told)] * len(keys))
 
     def _admit(self, suggestions: Sequence[Suggestion]) -> list[Trial]:
-        """Give numbers to the suggestions that are legal and new, and record them as pending."""
+        """Record the suggestions that are legal and new."""
         if not suggestions:
             return []
         rows = self._encoder.snap(np.stack([self._as_row(what) for what, _ in suggestions]))
         keys, legal = self._encoder.keys(rows), self._encoder.legal(rows)
-        kept: list[int] = []
+        new: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             if legal[index] and key not in self._known:
-                self._known[key] = 1
-                kept.append(index)
+                new.setdefault(key, index)
+        kept = list(new.values())
+        return self._record(rows[kept], list(new), [suggestions[index][1] for index in kept])
+
+    def _record(self, rows: FloatArray, keys: Sequence[bytes], origins: Sequence[Origin]) -> list[Trial]:
+        """Give numbers to these rows, which must be snapped, legal and new, and keep them as pending."""
         trials: list[Trial] = []
-        for index, config in zip(kept, self._encoder.decode(rows[kept]), strict=True):
-            number = self._history.ask(rows[index])
-            trials.append(Trial(number, config, suggestions[index][1]))
+        for row, key, config, origin in zip(rows, keys, self._encoder.decode(rows), origins, strict=True):
+            self._known[key] = 1
+            trials.append(Trial(self._history.ask(row), config, origin))
         return trials
 
     def _as_row(self, what: FloatArray | Config) -> FloatArray:
         row: FloatArray = self._encoder.encode([what])[0] if isinstance(what, dict) else np.asarray(what)
         return row
 
-    def _new_random_rows(self, n: int, stream: int = 0) -> list[FloatArray]:
-        """Random legal rows that are not known, for the numbers from `num_asked` on; fewer when there are no more.
+    def _new_random_rows(self, n: int, stream: int = 0) -> tuple[FloatArray, list[bytes]]:
+        """Random new legal rows and their keys, for the numbers from `num_asked` on; fewer when there are no more.
 
         The row of a number depends on the seed, the number and what was known before it, not on how many are asked at a
         time: the first draw of all numbers is made at once, and only those that collide draw again, one by one.
@@ -243,24 +248,20 @@ class HistoryOptimizer:
         encoder, first = self._encoder, self.num_asked
         rngs = [self.rng_for(first + i, stream) for i in range(n)]
         if not rngs:
-            return []
+            return np.empty((0, encoder.width)), []
         rows = encoder.snap(encoder.from_unit_cube(np.stack([rng.random(encoder.width) for rng in rngs])))
         keys, legal = encoder.keys(rows), encoder.legal(rows)
-        taken: set[bytes] = set()
-        found: list[FloatArray] = []
+        taken: dict[bytes, None] = {}
         for i, rng in enumerate(rngs):
-            if legal[i] and keys[i] not in self._known and keys[i] not in taken:
-                row, key = rows[i], keys[i]
-            else:
+            if not legal[i] or keys[i] in self._known or keys[i] in taken:
                 other = self._redraw(rng, taken)
                 if other is None:
                     break
-                row, key = other
-            taken.add(key)
-            found.append(row)
-        return found
+                rows[i], keys[i] = other
+            taken[keys[i]] = None
+        return rows[: len(taken)], keys[: len(taken)]
 
-    def _redraw(self, rng: np.random.Generator, taken: set[bytes]) -> tuple[FloatArray, bytes] | None:
+    def _redraw(self, rng: np.random.Generator, taken: Mapping[bytes, None]) -> tuple[FloatArray, bytes] | None:
         encoder = self._encoder
         for tries in (_FIRST_TRIES, _LAST_TRIES):
             if tries == _LAST_TRIES:
@@ -328,7 +329,8 @@ class HistoryOptimizer:
             return True
         if before != result.objective:
             raise TellError(
-                f"Trial {number} was told {_said(before)} and cannot be told {_said(result.objective)}; each number has one result."
+                f"Trial {number} was told {_said(before)} and cannot be told {_said(result.objective)}: "
+                "each number has one result."
             )
         return False
 
@@ -352,9 +354,8 @@ class HistoryOptimizer:
         for number in numbers:
             state = self._history.state(number)
             if state in ("unknown", "told"):
-                raise TellError(
-                    f"Trial {number} cannot be withdrawn: it {'was never asked' if state == 'unknown' else 'has a result'}."
-                )
+                why = "was never asked" if state == "unknown" else "has a result"
+                raise TellError(f"Trial {number} cannot be withdrawn: it {why}.")
         for number in numbers:
             if self._history.state(number) == "pending":
                 key = self._encoder.keys(self._history.withdraw(number)[None, :])[0]
@@ -389,7 +390,7 @@ class HistoryOptimizer:
         if self.num_asked or self.num_told:
             raise TellError(f"`restore` needs a fresh optimizer, but {self.num_asked} trials were asked already.")
         ordered = sorted(trials, key=lambda trial: trial.number)
-        for one, other in zip(ordered, ordered[1:], strict=False):
+        for one, other in pairwise(ordered):
             if one.number == other.number:
                 raise TellError(f"Trial {one.number} comes twice in `trials`.")
         configs = [self._problem.check_configuration(trial.config) for trial in ordered]
@@ -397,16 +398,20 @@ class HistoryOptimizer:
         for trial, row, key in zip(ordered, rows, self._encoder.keys(rows), strict=True):
             self._history.ask(row, trial.number)
             self._known[key] = self._known.get(key, 0) + 1
-        self._remember(ordered)
         asked = {
             self._encoder.key(config) for config, t in zip(configs, ordered, strict=True) if t.origin.kind == "start"
         }
         self._starting_points = [p for p in self._starting_points if self._encoder.key(p) not in asked]
+        self._remember(ordered)
         self.tell(results)
         self.withdraw(withdrawn)
+        self._resume(ordered)
 
     def _remember(self, trials: Sequence[Trial]) -> None:
         """Called by `restore` with the trials in order of their numbers, before their results are told."""
+
+    def _resume(self, trials: Sequence[Trial]) -> None:
+        """Called at the end of `restore` with the trials in order of their numbers, their results known by then."""
 
     # -- export --------------------------------------------------------------------------------------------------------
 
@@ -422,7 +427,8 @@ class HistoryOptimizer:
         """Let go of threads and memory; the history can still be read."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._problem.name!r}, seed={self._seed}, asked={self.num_asked}, told={self.num_told})"
+        counts = f"asked={self.num_asked}, told={self.num_told}"
+        return f"{type(self).__name__}({self._problem.name!r}, seed={self._seed}, {counts})"
 
 
 class _Leftover:
@@ -438,7 +444,7 @@ class _Leftover:
         self._next: npt.NDArray[np.int64] = np.arange(len(self._keys) + 1)
 
     def pick(
-        self, rng: np.random.Generator, known: dict[bytes, int], taken: set[bytes]
+        self, rng: np.random.Generator, known: Mapping[bytes, int], taken: Mapping[bytes, None]
     ) -> tuple[FloatArray, bytes] | None:
         """The first free one at or after a random place, going round; a function of the draw and of what is known."""
         assert self.rows is not None
@@ -451,7 +457,7 @@ class _Leftover:
                 return self.rows[index], self._keys[index]
         return None
 
-    def _first_free(self, index: int, known: dict[bytes, int], taken: set[bytes]) -> int:
+    def _first_free(self, index: int, known: Mapping[bytes, int], taken: Mapping[bytes, None]) -> int:
         path: list[int] = []
         while index < len(self._keys):
             following = int(self._next[index])

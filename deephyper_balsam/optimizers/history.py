@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from deephyper_balsam.space import BoolArray, FloatArray
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 _NEVER, _PENDING, _WITHDRAWN = -3, -2, -1
 
@@ -23,12 +26,14 @@ class History:
 
     def __init__(self, width: int) -> None:
         self._told = 0
-        self._rows = np.empty((64, width))
-        self._objectives = np.empty(64)
-        self._numbers = np.empty(64, dtype=np.int64)
+        self._rows: FloatArray = np.empty((64, width))
+        self._objectives: FloatArray = np.empty(64)
+        self._numbers: npt.NDArray[np.int64] = np.empty(64, dtype=np.int64)
         self._asked = 0
-        self._place = np.full(64, _NEVER, dtype=np.int64)  # trial number -> its place in the order told
-        self._pending_rows = np.empty((64, width))
+        self._place: npt.NDArray[np.int64] = np.full(
+            64, _NEVER, dtype=np.int64
+        )  # trial number -> its place in the order told
+        self._pending_rows: FloatArray = np.empty((64, width))
         self._pending_numbers: list[int] = []
         self._slots: dict[int, int] = {}
 
@@ -37,7 +42,7 @@ class History:
 
     @property
     def X(self) -> FloatArray:
-        """Encoded configurations of the results, in the order told; shape (n, d), NaN where inactive. A read-only view."""
+        """Encoded configurations in the order told; shape (n, d), NaN where inactive. A read-only view."""
         return _view(self._rows, self._told)
 
     @property
@@ -124,7 +129,7 @@ class History:
 
     def _take(self, number: int) -> FloatArray:
         slot, last = self._slots.pop(number), len(self._pending_numbers) - 1
-        row = self._pending_rows[slot].copy()
+        row: FloatArray = self._pending_rows[slot].copy()
         moved = self._pending_numbers.pop()
         if slot != last:
             self._pending_rows[slot] = self._pending_rows[last]
@@ -139,10 +144,10 @@ def _view(array: FloatArray, n: int) -> FloatArray:
     return view
 
 
-def _grown(array: npt.NDArray[np.generic], needed: int, fill: int | None = None) -> npt.NDArray[np.generic]:
+def _grown(array: Array, needed: int, fill: int | None = None) -> Array:
     size = max(2 * len(array), needed)
     out = np.empty((size, *array.shape[1:]), dtype=array.dtype)
     out[: len(array)] = array
     if fill is not None:
         out[len(array) :] = fill
-    return out
+    return cast("Array", out)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from deephyper_balsam.optimizers.base import HistoryOptimizer, Suggestion
-from deephyper_balsam.trial import Origin
 
 
 class RandomSearch(HistoryOptimizer):
@@ -19,5 +18,4 @@ class RandomSearch(HistoryOptimizer):
     method: ClassVar[str] = "random"
 
     def _suggest(self, n: int) -> Sequence[Suggestion]:
-        origin = Origin("random", told=self.num_told)
-        return [(row, origin) for row in self._new_random_rows(n)]
+        return ()  # what is not suggested is filled with random configurations
