@@ -1,0 +1,425 @@
+"""AMBS: asynchronous model-based search."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from deephyper_balsam.errors import SettingsError
+from deephyper_balsam.optimizers.acquisition import ACQUISITIONS, HEDGED, INITIAL_DESIGNS, Neighbourhood, unit_design
+from deephyper_balsam.optimizers.base import HistoryOptimizer, Suggestion
+from deephyper_balsam.optimizers.model import Losses, Model, Teacher
+from deephyper_balsam.optimizers.surrogates import SURROGATES
+from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.space import FloatArray
+from deephyper_balsam.trial import Origin, Trial
+
+log = logging.getLogger(__name__)
+
+LIAR_STRATEGIES = ("believer", "cl_min", "cl_mean", "cl_max", "none")
+
+_KAPPA_STREAM, _HEDGE_STREAM, _DESIGN_STREAM = 2, 3, 4
+_MOST_LIES = 512
+"""Most running trials that a fresh model is told lies about, the latest ones; each costs one pass over the pool."""
+
+
+class AMBS(HistoryOptimizer):
+    """Asynchronous model-based search (Balaprakash et al. 2018, DeepHyper, HiPC): a surrogate, a criterion, a pool.
+
+    A model update fits the surrogate to everything told and gathers a pool of scored candidates; `ask` only chooses
+    from the pool. Each trial of a parallel search draws its own `kappa` from an exponential distribution (Egele et al.
+    2023, arXiv:2207.00479), and trials that still run are told to the pool as lies.
+
+    Parameters
+    ----------
+    problem, seed, num_workers
+        As in `HistoryOptimizer`.
+    surrogate
+        ``"RF"``, ``"ET"``, ``"GBRT"``, ``"GP"`` or ``"auto"``, which chooses by the space and the history.
+    acq_func
+        ``"LCB"``, ``"EI"``, ``"PI"`` or ``"gp_hedge"``, which draws one of the three by how well each did so far.
+    kappa
+        Standard deviations that LCB subtracts (the mean of the exponential distribution with more than one worker).
+    xi
+        Improvement, in standard deviations of the warped losses, that EI and PI ask for.
+    liar_strategy
+        The value that a running trial is taken to have until its result is told, in scikit-optimize's minimised
+        terms: ``"cl_min"`` the best so far, ``"cl_mean"`` the mean, ``"cl_max"`` the worst, ``"believer"`` the model's
+        own mean; ``"none"`` tells no lies.
+    initial_design
+        ``"sobol"``, ``"lhs"``, ``"halton"`` or ``"random"``.
+    num_initial
+        How many trials, starting points included, come before the model; by default from the dimension and the workers.
+    max_evals
+        The budget if it is known: exploration then fades as it is used up.
+    background
+        If false, `tell` updates the model before it returns. It does so when something was asked since the last update,
+        and when no trial is left running; further results told between two asks wait for the next of these, or for
+        `ask`. A list told at once is one update. If true, a thread updates the model and `ask` answers from the newest
+        that is ready.
+
+    Notes
+    -----
+    Without a thread every suggestion depends on the problem, the options, the seed, the results in the order told and
+    the trials that ran, and on nothing else.
+
+    Raises
+    ------
+    SettingsError
+        If an option has a value that is not allowed.
+    """
+
+    method: ClassVar[str] = "ambs"
+
+    def __init__(
+        self,
+        problem: HpProblem,
+        *,
+        seed: int | None = None,
+        num_workers: int = 1,
+        surrogate: str = "auto",
+        acq_func: str = "LCB",
+        kappa: float = 1.96,
+        xi: float = 0.01,
+        liar_strategy: str = "believer",
+        initial_design: str = "sobol",
+        num_initial: int | None = None,
+        max_evals: int | None = None,
+        background: bool = False,
+    ) -> None:
+        _check_choice("surrogate", surrogate, (*SURROGATES, "auto"))
+        _check_choice("acq_func", acq_func, ACQUISITIONS)
+        _check_choice("liar_strategy", liar_strategy, LIAR_STRATEGIES)
+        _check_choice("initial_design", initial_design, INITIAL_DESIGNS)
+        _check_number("kappa", kappa)
+        _check_number("xi", xi)
+        _check_count("num_initial", num_initial)
+        _check_count("max_evals", max_evals)
+        if not isinstance(background, bool):
+            raise SettingsError(f"`background` must be true or false, but got {background!r}.")
+        super().__init__(problem, seed=seed, num_workers=num_workers)
+        self._acq_func = acq_func
+        self._kappa = float(kappa)
+        self._xi = float(xi)
+        self._liar_strategy = liar_strategy
+        self._initial_design = initial_design
+        self._max_evals = max_evals
+        self._background = background
+        near = Neighbourhood(self._encoder)
+        self.num_initial = num_initial or _default_initial(near.free, num_workers, max_evals)
+        pool_size = 512 if num_workers == 1 else 1024
+        self._teacher = Teacher(near, surrogate, acq_func, self._kappa, self._xi, pool_size, self._seed)
+        self._hedge = _Hedge() if acq_func == "gp_hedge" else None
+        self._design: FloatArray | None = None
+        self._told_at: dict[int, int] = {}
+        self._model: Model | None = None
+        self._model_used = True
+        self._thread: _Learner | None = None
+
+    # -- ask -----------------------------------------------------------------------------------------------------------
+
+    def ask(self, n: int = 1) -> list[Trial]:
+        """The next `n` trials; see `Optimizer`. Scores a pool; fits nothing that `tell` could have fitted."""
+        trials = super().ask(n)
+        for trial in trials:
+            self._told_at[trial.number] = trial.origin.told
+        self._pend_new(trials)
+        return trials
+
+    def _suggest(self, n: int) -> Sequence[Suggestion]:
+        suggestions: list[Suggestion] = []
+        first = self.num_asked
+        for number in range(first, min(first + n, self.num_initial)):
+            suggestions.append((self._design_rows()[number], Origin("initial", told=self.num_told)))
+        model = self._current_model() if len(suggestions) < n else None
+        if model is None:
+            return suggestions
+        origin = Origin("model", told=self.num_told, model=model.learnt)
+        for number in range(first + len(suggestions), first + n):
+            index = model.choose(*self._criterion(number, model.learnt), self._known)
+            if index is None:
+                break
+            suggestions.append((model.rows[index], origin))
+            model.pend(index, self._liar_strategy)
+        return suggestions
+
+    def _design_rows(self) -> FloatArray:
+        if self._design is None:
+            rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(0, _DESIGN_STREAM)))
+            name = self._initial_design
+            self._design = self._encoder.sample(
+                self.num_initial, rng, lambda k, g: unit_design(name, k, self._encoder.width, g), partial=True
+            )
+            if len(self._design) < self.num_initial:
+                # Known rows are dropped when they are asked, and random ones take their place.
+                filler = self._encoder.sample(1, rng)
+                self._design = np.vstack(
+                    [self._design, np.repeat(filler, self.num_initial - len(self._design), axis=0)]
+                )
+        return self._design
+
+    def _criterion(self, number: int, learnt: int) -> tuple[str, float, float]:
+        kappa = self._kappa_at(learnt)
+        if self.num_workers > 1:
+            kappa *= float(self.rng_for(number, _KAPPA_STREAM).exponential())
+        name = self._acq_func
+        if self._hedge is not None:
+            name = HEDGED[self._hedge.arm(self.num_told, float(self.rng_for(number, _HEDGE_STREAM).random()))]
+        return name, kappa, self._xi
+
+    def _kappa_at(self, learnt: int) -> float:
+        """Exploration left: it fades with the share of the budget used, or slowly with the count if none is known."""
+        if self._max_evals is not None:
+            left = max(0.0, 1.0 - learnt / self._max_evals)
+            return self._kappa * (0.1 + 0.9 * left)
+        return self._kappa
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def _current_model(self) -> Model | None:
+        if self._thread is not None:
+            fresh = self._thread.take()
+            if fresh is not None:
+                self._install(fresh)
+        elif not self._background and self.num_told and (self._model is None or self._model.learnt < self.num_told):
+            self._update()
+        self._model_used = True
+        return self._model
+
+    def _learn(self, new: slice) -> None:
+        if self._hedge is not None:
+            self._learn_hedge(new)
+        if self._background:
+            if self._thread is None:
+                self._thread = _Learner(self._teacher, self._liar_strategy)
+            self._thread.learn(self._lesson())
+            return
+        complete = self._history.num_pending == 0 and self._history.numbers[-1] >= 0
+        if self.num_asked >= self.num_initial and (self._model_used or complete):
+            try:
+                self._update()
+            except Exception:
+                # The results are recorded and `tell` is atomic; `ask` tries again, and raises if it fails again.
+                log.exception("No model could be made of %d results; the next ask tries again.", self.num_told)
+                self._model = None
+
+    def _learn_hedge(self, new: slice) -> None:
+        assert self._hedge is not None
+        for number, objective in zip(self._history.numbers[new], self._history.y[new], strict=True):
+            told = self._told_at.get(int(number))
+            draw = None if told is None else float(self.rng_for(int(number), _HEDGE_STREAM).random())
+            self._hedge.learn(told, draw, float(objective))
+
+    def _lesson(self) -> _Lesson:
+        # The arrays only grow and told rows never change, so a view is a safe snapshot for another thread.
+        losses = -self._history.y  # the one place where the objective's sign is turned
+        numbers = self._history.pending_numbers()
+        rows = self._history.pending_rows()
+        early = np.array([self._told_at.get(int(k), 0) < self.num_told for k in numbers], dtype=bool)
+        kappa = self._kappa_at(self.num_told)
+        return _Lesson(Losses(self._history.X, losses), kappa, numbers, rows, early)
+
+    def _update(self) -> None:
+        self._install(_taught(self._teacher, self._lesson(), self._liar_strategy))
+        self._model_used = False
+
+    def _install(self, taught: _Taught) -> None:
+        self._model = taught.model
+        if self._thread is not None:
+            # Trials asked while the thread was learning are not in its lesson.
+            known = set(taught.numbers.tolist())
+            rows = self._history.pending_rows()
+            for number, row in zip(self._history.pending_numbers().tolist(), rows, strict=True):
+                if number not in known:
+                    self._model.pend_rows(row[None, :], self._encoder.keys(row[None, :]), self._liar_strategy)
+
+    def _pend_new(self, trials: Sequence[Trial]) -> None:
+        """Tell the model about trials that did not come from its pool."""
+        others = [trial for trial in trials if trial.origin.kind != "model"]
+        if self._model is None or not others:
+            return
+        for row in self._encoder.encode([trial.config for trial in others]):
+            self._model.pend_rows(row[None, :], self._encoder.keys(row[None, :]), self._liar_strategy)
+
+    def withdraw(self, numbers: Iterable[int]) -> None:
+        """Forget pending trials; see `HistoryOptimizer.withdraw`. The next model does not know them."""
+        numbers = list(numbers)
+        super().withdraw(numbers)
+        if numbers and not self._background:
+            self._model = None
+
+    def _remember(self, trials: Sequence[Trial]) -> None:
+        self._told_at.update((trial.number, trial.origin.told) for trial in trials)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until the model has learnt everything told; whether it has within `timeout_s` seconds."""
+        return self._thread is None or self._thread.wait(timeout_s)
+
+    def close(self) -> None:
+        """End the thread after the fit that it is in; the history can still be read."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What a model is made from: results, and running trials by number; `early` ran when the last result was told."""
+
+    history: Losses
+    kappa: float
+    numbers: np.ndarray[Any, np.dtype[np.int64]]
+    rows: FloatArray
+    early: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class _Taught:
+    model: Model
+    numbers: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def _taught(teacher: Teacher, lesson: _Lesson, liar_strategy: str) -> _Taught:
+    """A model that knows the running trials, in the order and the groups in which an uninterrupted search told it."""
+    model = teacher.learn(lesson.history, lesson.kappa)
+    encoder = teacher.near.encoder
+    early = lesson.rows[lesson.early][-_MOST_LIES:]
+    if len(early):
+        model.pend_rows(early, encoder.keys(early), liar_strategy)
+    for row in lesson.rows[~lesson.early]:
+        model.pend_rows(row[None, :], encoder.keys(row[None, :]), liar_strategy)
+    return _Taught(model, lesson.numbers)
+
+
+class _Learner:
+    """A thread that learns the newest lesson; lessons that come while it learns replace one another."""
+
+    def __init__(self, teacher: Teacher, liar_strategy: str) -> None:
+        self._teacher = teacher
+        self._liar_strategy = liar_strategy
+        self._changed = threading.Condition()
+        self._lesson: _Lesson | None = None
+        self._ready: _Taught | None = None
+        self._busy = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="ambs-model", daemon=True)
+        self._thread.start()
+
+    def learn(self, lesson: _Lesson) -> None:
+        """Hand over a lesson and return at once."""
+        with self._changed:
+            self._lesson = lesson
+            self._changed.notify_all()
+
+    def take(self) -> _Taught | None:
+        """The newest model if it was not taken yet."""
+        with self._changed:
+            ready, self._ready = self._ready, None
+            return ready
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Block until there is nothing to learn."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed or (self._lesson is None and not self._busy), timeout_s)
+
+    def close(self) -> None:
+        """End after the current fit."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._lesson is not None)
+                if self._closed:
+                    return
+                lesson, self._lesson, self._busy = self._lesson, None, True
+            assert lesson is not None
+            taught: _Taught | None = None
+            try:
+                taught = _taught(self._teacher, lesson, self._liar_strategy)
+            except Exception:
+                log.exception(
+                    "No model could be made of %d results; the search goes on with the last.",
+                    len(lesson.history),
+                )
+            with self._changed:
+                if taught is not None:
+                    self._ready = taught
+                self._busy = False
+                self._changed.notify_all()
+
+
+class _Hedge:
+    """Chooses among acquisition functions by what each one's trials were worth (Exp3, Auer et al. 2002, after GP-Hedge,
+    Hoffman et al. 2011).
+
+    A trial is worth the share of earlier objectives that it beats. The gains after each result are kept, so that the
+    choice made for any past trial can be found again from the results told before it.
+    """
+
+    _RATE = 0.2
+
+    def __init__(self) -> None:
+        self._gains: list[tuple[float, ...]] = [(0.0,) * len(HEDGED)]
+        self._sorted: list[float] = []
+
+    def _probabilities(self, told: int) -> list[float]:
+        gains = self._gains[min(told, len(self._gains) - 1)]
+        top = max(gains)
+        weights = [math.exp(self._RATE * (gain - top)) for gain in gains]
+        total = sum(weights)
+        return [0.9 * weight / total + 0.1 / len(weights) for weight in weights]
+
+    def arm(self, told: int, draw: float) -> int:
+        """The acquisition function for a trial asked after `told` results, by a uniform `draw`."""
+        for index, probability in enumerate(self._probabilities(told)):
+            draw -= probability
+            if draw < 0:
+                return index
+        return len(HEDGED) - 1
+
+    def learn(self, told: int | None, draw: float | None, objective: float) -> None:
+        """Count one result; `told` and `draw` are those of its trial, None for a point from elsewhere."""
+        worth = 0.0
+        if not math.isnan(objective):
+            place = bisect.bisect_left(self._sorted, objective)
+            worth = place / len(self._sorted) if self._sorted else 0.0
+            self._sorted.insert(place, objective)
+        gains = list(self._gains[-1])
+        if told is not None and draw is not None:
+            arm = self.arm(told, draw)
+            gains[arm] += worth / self._probabilities(told)[arm] / len(HEDGED)
+        self._gains.append(tuple(gains))
+
+
+def _default_initial(free: int, num_workers: int, max_evals: int | None) -> int:
+    """Twice the dimension, between 5 and 20, one a worker at least, and at most a third of the budget."""
+    count = max(min(max(2 * free, 5), 20), num_workers)
+    return count if max_evals is None else max(1, min(count, max(num_workers, max_evals // 3)))
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"`{name}` must be one of {', '.join(allowed)}, but got {value!r}.")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise SettingsError(f"`{name}` must be a finite number of at least 0, but got {value!r}.")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise SettingsError(f"`{name}` must be a whole number of at least 1, or None, but got {value!r}.")

@@ -1,0 +1,285 @@
+"""What a history of results teaches: a fitted surrogate and a pool of candidates to choose the next trials from.
+
+A `Model` is a function of the problem, the settings, the seed and the results learnt, in the order told. It is built
+away from `ask`, which only scores the pool, so that no node waits for a fit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from deephyper_balsam.optimizers.acquisition import Neighbourhood, candidate_pool, score
+from deephyper_balsam.optimizers.surrogates import (
+    DistancePool,
+    Features,
+    ForestSurrogate,
+    GPSurrogate,
+    Hyperparameters,
+    Pool,
+    Surrogate,
+    fit_gp_hyperparameters,
+    make_surrogate,
+    warp,
+)
+from deephyper_balsam.space import CATEGORICAL
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+log = logging.getLogger(__name__)
+
+ELITES = 24
+"""How many of the best configurations are moved to make candidates."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Results in the order told.
+
+    Attributes
+    ----------
+    unit
+        Canonical rows, shape (n, d).
+    losses
+        Losses to minimise, shape (n,); NaN where a trial failed.
+    """
+
+    unit: FloatArray
+    losses: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def first(self, n: int) -> Losses:
+        """The first `n` results."""
+        return Losses(self.unit[:n], self.losses[:n])
+
+
+def refit_point(n: int) -> int:
+    """The history length whose hyperparameters a Gaussian process of `n` results uses: `n` less at most an eighth.
+
+    It depends on `n` alone, so a search rebuilt from its history uses the hyperparameters that the first run used.
+    """
+    step = 1 << max(0, int(math.log2(max(1, n))) - 3)
+    return n - n % step
+
+
+class Teacher:
+    """Builds models of one problem; keeps the hyperparameters that it fitted, which any other teacher would fit alike.
+
+    Parameters
+    ----------
+    near
+        The space and its moves.
+    surrogate
+        One of `surrogates.SURROGATES`, or ``"auto"``.
+    acq_func, kappa, xi
+        The criterion of the local search of candidates.
+    pool_size
+        How many candidates a model keeps.
+    seed
+        The search's seed.
+    """
+
+    def __init__(
+        self, near: Neighbourhood, surrogate: str, acq_func: str, kappa: float, xi: float, pool_size: int, seed: int
+    ) -> None:
+        self.near = near
+        self.features = Features(tuple(c.size if c.kind == CATEGORICAL else 0 for c in near.encoder.columns))
+        self.surrogate = surrogate
+        self.acq_func = acq_func
+        self.kappa = kappa
+        self.xi = xi
+        self.pool_size = pool_size
+        self.seed = seed
+        self._hyperparameters: tuple[int, Hyperparameters] | None = None
+
+    def kind(self, n: int) -> str:
+        """The surrogate for a history of `n` results."""
+        if self.surrogate != "auto":
+            return self.surrogate
+        return "GP"
+
+    def learn(self, history: Losses, kappa: float | None = None) -> Model:
+        """Fit a surrogate to the history and gather its candidates.
+
+        Never raises on degenerate data: without a single success, or with equal losses, the candidates are those
+        farthest from what failed or was tried.
+        """
+        n = len(history)
+        kappa = self.kappa if kappa is None else kappa
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(n, 1)))
+        seed = int(rng.integers(2**31))
+        good = np.flatnonzero(~np.isnan(history.losses))
+        feasibility: ForestSurrogate | None = None
+        if 0 < len(good) < n:
+            feasibility = ForestSurrogate(self.features, "ET")
+            feasibility.fit(history.unit, np.isnan(history.losses).astype(float), seed)
+        z = warp(history.losses[good]) if len(good) else np.empty(0)
+        if not len(good) or np.ptp(z) == 0.0:
+            return self._unlearned(history, rng, feasibility)
+        surrogate = self._fitted(history, good, z, seed)
+        return self._pooled(history, good, z, surrogate, feasibility, rng, kappa)
+
+    def _fitted(self, history: Losses, good: IntArray, z: FloatArray, seed: int) -> Surrogate:
+        kind = self.kind(len(history))
+        hyperparameters = self._hyperparameters_for(history) if kind == "GP" else None
+        surrogate = make_surrogate(kind, self.features, hyperparameters)
+        surrogate.fit(history.unit[good], z, seed)
+        return surrogate
+
+    def _hyperparameters_for(self, history: Losses) -> Hyperparameters:
+        point = refit_point(len(history))
+        if self._hyperparameters is None or self._hyperparameters[0] != point:
+            past = history.first(point)
+            good = ~np.isnan(past.losses)
+            if not good.any():
+                past, good = history, ~np.isnan(history.losses)
+            found = fit_gp_hyperparameters(self.features, past.unit[good], warp(past.losses[good]))
+            self._hyperparameters = (point, found)
+        return self._hyperparameters[1]
+
+    def _pooled(
+        self,
+        history: Losses,
+        good: IntArray,
+        z: FloatArray,
+        surrogate: Surrogate,
+        feasibility: ForestSurrogate | None,
+        rng: np.random.Generator,
+        kappa: float,
+    ) -> Model:
+        order = np.argsort(z, kind="stable")
+        elites = history.unit[good[order[:ELITES]]]
+        best, worst = float(z[order[0]]), float(z[order[-1]])
+        kappas = (0.0, 0.5 * kappa, kappa)
+        names = ("EI", "PI") if self.acq_func == "gp_hedge" else () if self.acq_func == "LCB" else (self.acq_func,)
+
+        def criteria(rows: FloatArray) -> FloatArray:
+            mean, std = surrogate.predict(rows)
+            fail = feasibility.predict(rows)[0] if feasibility is not None else None
+            scores = [score("LCB", mean, std, best, k, self.xi, fail, worst) for k in kappas]
+            scores += [score(name, mean, std, best, 0.0, self.xi, fail, worst) for name in names]
+            return np.stack(scores)
+
+        rows, scores = candidate_pool(self.near, elites, criteria, rng)
+        if isinstance(surrogate, GPSurrogate):
+            polished = self._polish(surrogate, rows[np.unique(np.argmin(scores, axis=1))], kappas)
+            rows, scores = np.vstack([rows, polished]), np.hstack([scores, criteria(polished)])
+        rows = rows[self._kept(scores, rng)]
+        keys = self.near.encoder.keys(rows)
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        rows = rows[sorted(first.values())]
+        fail = feasibility.predict(rows)[0] if feasibility is not None else None
+        return Model(len(history), rows, self.near.encoder.keys(rows), surrogate.pool(rows), fail, z)
+
+    def _kept(self, scores: FloatArray, rng: np.random.Generator) -> IntArray:
+        """The best half of the pool under all criteria in turn, and a random half of the rest."""
+        m = scores.shape[1]
+        if m <= self.pool_size:
+            return np.arange(m)
+        each = self.pool_size // (2 * len(scores))
+        best = np.unique(np.argpartition(scores, each, axis=1)[:, :each])
+        rest = np.setdiff1d(np.arange(m), best)
+        return np.concatenate([best, rng.permutation(rest)[: self.pool_size - len(best)]])
+
+    def _polish(self, surrogate: GPSurrogate, starts: FloatArray, kappas: tuple[float, ...]) -> FloatArray:
+        """Each start moved downhill in its real columns under each kappa, by L-BFGS-B on the GP's gradient."""
+        out = [starts]
+        for kappa in kappas:
+            for start in starts:
+                free = np.flatnonzero(self.near.real & ~np.isnan(start))
+                if not len(free):
+                    continue
+                fun = surrogate.lcb_gradient(start, free, kappa)
+                found = minimize(
+                    fun,
+                    start[free],
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=[(0.0, 1.0)] * len(free),
+                    options={"maxiter": 20},
+                )
+                row = start.copy()
+                row[free] = np.clip(found.x, 0.0, 1.0)
+                out.append(row[None, :])
+        return self.near.legal(np.vstack(out))
+
+    def _unlearned(self, history: Losses, rng: np.random.Generator, feasibility: ForestSurrogate | None) -> Model:
+        """A pool without a model of the loss: the farther from what was tried, the better."""
+        rows = self.near.encoder.sample(self.pool_size, rng, partial=True)
+        fail = feasibility.predict(rows)[0] if feasibility is not None else None
+        pool = DistancePool(self.features, history.unit[-512:], rows)
+        return Model(len(history), rows, self.near.encoder.keys(rows), pool, fail, np.zeros(1))
+
+
+class Model:
+    """A pool of candidates under what was learnt, from which trials are chosen one after another.
+
+    Parameters
+    ----------
+    learnt
+        How many results the model knows.
+    rows, keys
+        The candidates, shape (m, d), and their keys.
+    pool
+        The surrogate's view of them.
+    fail
+        Probability that each fails, or None.
+    z
+        Warped losses that were learnt.
+    """
+
+    def __init__(
+        self, learnt: int, rows: FloatArray, keys: list[bytes], pool: Pool, fail: FloatArray | None, z: FloatArray
+    ) -> None:
+        self.learnt = learnt
+        self.rows = rows
+        self.pool = pool
+        self._fail = fail
+        self._keys = keys
+        self._at = {key: index for index, key in reversed(list(enumerate(keys)))}
+        self._gone = np.zeros(len(rows), dtype=bool)
+        self._best, self._worst = float(z.min()), float(z.max())
+        self._lies = {"cl_min": self._best, "cl_mean": float(z.mean()), "cl_max": self._worst, "believer": None}
+
+    def pend(self, index: int, liar_strategy: str) -> None:
+        """Take a candidate as running: it is not chosen again, and is lied about."""
+        self._gone[index] = True
+        if liar_strategy != "none":
+            self.pool.lie(index, self._lies[liar_strategy])
+
+    def pend_rows(self, rows: FloatArray, keys: list[bytes], liar_strategy: str) -> None:
+        """Take these trials as running, whether they are among the candidates or not, in this order."""
+        fresh = [i for i, key in enumerate(keys) if key not in self._at]
+        if fresh and liar_strategy != "none":
+            old = len(self._gone)
+            self.pool.extend(rows[fresh])
+            self._gone = np.concatenate([self._gone, np.ones(len(fresh), dtype=bool)])
+            if self._fail is not None:
+                self._fail = np.concatenate([self._fail, np.zeros(len(fresh))])
+            self._at.update((keys[i], old + offset) for offset, i in enumerate(fresh))
+        for key in keys:
+            index = self._at.get(key)
+            if index is not None:
+                self.pend(index, liar_strategy)
+
+    def choose(self, acq_func: str, kappa: float, xi: float, seen: Container[bytes]) -> int | None:
+        """Index of the candidate with the smallest score that is not in `seen`, or None if the pool is used up."""
+        scores = score(acq_func, self.pool.mean, self.pool.std, self._best, kappa, xi, self._fail, self._worst)
+        scores[self._gone] = np.inf
+        while True:
+            index = int(np.argmin(scores))
+            if not np.isfinite(scores[index]):
+                return None
+            if self._keys[index] not in seen:
+                return index
+            self._gone[index] = True
+            scores[index] = np.inf
