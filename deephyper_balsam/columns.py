@@ -50,9 +50,9 @@ class Scale:
         # A contiguous copy, always: numpy's vectorised log may differ in the last bit from its strided one.
         position = np.log(np.ascontiguousarray(values)) if self.log else values
         unit = np.minimum(np.maximum((position - self._start) / self._span, 0.0), 1.0)
-        # The bounds map to the ends exactly, whatever the arithmetic in between rounds to.
-        unit[values == self.lower] = 0.0
-        unit[values == self.upper] = 1.0
+        if self.log:  # the bounds map to the ends exactly, whatever log rounds to
+            unit[values == self.lower] = 0.0
+            unit[values == self.upper] = 1.0
         return unit
 
     def to_values(self, unit: FloatArray) -> FloatArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ConfigSpace as cs
@@ -83,6 +84,7 @@ class Encoder:
         self._tables = {j: self._vector_table(j) for j in self._read}
         self._quantiles = {j: q for j in range(self.width) if (q := self._quantile_table(j)) is not None}
         self._groups = self._make_groups()
+        self._legal_share: float | None = None
 
     @property
     def width(self) -> int:
@@ -116,8 +118,9 @@ class Encoder:
                 allowed = f"one of {list(column.choices)}" if column.choices else "a number"
                 raise ProblemError(f"`{name}` must be {allowed}, but got: {error}.") from error
         matrix = np.empty(values.shape)
-        for index, scale, _ in self._groups:
-            matrix[:, index] = scale.to_unit(scale.quantise(values[:, index]))
+        for group in self._groups:
+            scale = group.scale
+            matrix[:, group.members] = scale.to_unit(scale.quantise(values[:, group.members]))
         return matrix
 
     def decode(self, matrix: FloatArray) -> list[Config]:
@@ -144,7 +147,7 @@ class Encoder:
     def canonical(self, matrix: FloatArray) -> FloatArray:
         """Clip and snap to the grid, then decide anew what is active: inactive becomes NaN, active NaN the default.
 
-        A real that no condition or clause reads is only clipped; `snap` rounds it too.
+        A real is only clipped; `snap` rounds it too. What is active and legal is decided on rounded values in any case.
         """
         return self._settle(matrix, exact=False)
 
@@ -178,7 +181,12 @@ class Encoder:
 
         Any space-filling design (Sobol', Latin hypercube, Halton) keeps its spread. Forbidden rows are not removed.
         """
-        return self.canonical(self._spread(self._checked(cube)))
+        cube = self._checked(cube)
+        out = _by_columns(*cube.shape)
+        for group in self._groups:
+            self._spread(group, cube[:, group.members], out)
+        self._deactivate(out, self._evaluate(out)[1])
+        return out
 
     def sample(
         self, n: int, rng: np.random.Generator, matrix_sampler: MatrixSampler | None = None, *, partial: bool = False
@@ -201,31 +209,42 @@ class Encoder:
         ProblemError
             If the forbidden clauses leave so little that fewer than one in 2000 draws is legal.
         """
-        draw = matrix_sampler or (lambda k, generator: generator.random((k, self.width)))
+        if not self._forbidden:
+            return self._complete(n, rng, matrix_sampler)
+        parts: list[tuple[FloatArray, FloatArray | None, dict[int, BoolArray]]] = []
+        have, drawn = 0, 0
+        while have < n and drawn < _MAX_DRAWS_PER_ROW * max(n, 8):
+            # Only what clauses read is drawn for rows that may be refused; the rest is drawn for those that stay.
+            want = min(int(1.1 * (n - have) / max(self._share_of_legal(), 1e-3)) + 8, 65536)
+            cube = matrix_sampler(want, rng) if matrix_sampler else None
+            rows = _by_columns(want, self.width)
+            for group in self._groups:
+                if group.read:
+                    points = rng.random((want, len(group.members))) if cube is None else cube[:, group.members]
+                    self._spread(group, points, rows)
+            vectors, off = self._evaluate(rows)
+            kept = np.flatnonzero(~self._is_forbidden(vectors))[: n - have]
+            parts.append(
+                (rows.T[:, kept].T, None if cube is None else cube[kept], {j: mask[kept] for j, mask in off.items()})
+            )
+            have, drawn = have + len(kept), drawn + want
+        if have < n and not partial:
+            raise ProblemError(
+                f"The forbidden clauses leave almost nothing of the space: {have} of {drawn} random configurations "
+                "were legal. Narrow the ranges of the hyperparameters instead, or remove a clause."
+            )
         found: list[FloatArray] = []
-        have, drawn, want = 0, 0, n
-        while have < n:
-            rows = self.from_unit_cube(draw(want, rng))
-            drawn += want
-            if self._forbidden:
-                rows = rows[self.legal(rows)]
+        for rows, cube, off in parts:
+            for group in self._groups:
+                if not group.read:
+                    points = rng.random((len(rows), len(group.members))) if cube is None else cube[:, group.members]
+                    self._spread(group, points, rows)
+            self._deactivate(rows, off)
             found.append(rows)
-            have += len(rows)
-            if have < n and drawn >= _MAX_DRAWS_PER_ROW * max(n, 8):
-                if partial:
-                    break
-                raise ProblemError(
-                    f"The forbidden clauses leave almost nothing of the space: {have} of {drawn} random configurations "
-                    "were legal. Narrow the ranges of the hyperparameters instead, or remove a clause."
-                )
-            rate = max((have + 1) / (drawn + 1), 1e-3)
-            want = min(max(int(1.2 * (n - have) / rate) + 8, 16), 65536)
-        if not found:
-            return np.empty((0, self.width))
-        return found[0][:n] if len(found) == 1 else np.concatenate(found)[:n]
+        return found[0] if len(found) == 1 else np.concatenate([np.empty((0, self.width)), *found])
 
     def enumerate(self, limit: int) -> FloatArray | None:
-        """All legal rows of a finite space, in a fixed order; None if there are more than `limit` or no end of them."""
+        """All legal rows of a finite space, in a fixed order; None if there are more than `limit`."""
         rows = np.full((1, self.width), np.nan)
         for j in self._order:
             column = self.columns[j]
@@ -269,41 +288,63 @@ class Encoder:
             raise ValueError(f"The matrix must have shape (n, {self.width}), but got {matrix.shape}.")
         return matrix
 
-    def _make_groups(self) -> list[tuple[npt.NDArray[np.intp], Scale, bool]]:
-        """Columns that scale alike, to be handled side by side; and whether `canonical` must snap them."""
+    def _make_groups(self) -> list[_Group]:
         groups: dict[tuple[str, bool, bool], list[int]] = {}
         for j, column in enumerate(self.columns):
-            groups.setdefault((column.kind, column.log, column.kind != REAL or j in self._read), []).append(j)
+            groups.setdefault((column.kind, column.log, j in self._read), []).append(j)
         return [
-            (np.array(members), scale_of([self.columns[j] for j in members]), must_snap)
-            for (_, _, must_snap), members in groups.items()
+            _Group(np.array(members), scale_of([self.columns[j] for j in members]), read)
+            for (_, _, read), members in groups.items()
         ]
 
     def _values(self, matrix: FloatArray) -> FloatArray:
         """Values on the grid: the number itself, or the index of the choice; one bit pattern for all NaN."""
         values = np.empty(matrix.shape)
-        for index, scale, _ in self._groups:
-            values[:, index] = scale.to_values(matrix[:, index])
+        for group in self._groups:
+            values[:, group.members] = group.scale.to_values(matrix[:, group.members])
         values[np.isnan(matrix)] = np.nan
         return values
 
     def _settle(self, matrix: FloatArray, *, exact: bool) -> FloatArray:
         matrix = self._checked(matrix)
         out = np.where(np.isnan(matrix), self._defaults, matrix)
-        for index, scale, must_snap in self._groups:
-            if exact or must_snap:
-                out[:, index] = scale.to_unit(scale.to_values(out[:, index]))
+        for group in self._groups:
+            unit = out[:, group.members]
+            if group.scale.kind == REAL and not exact:
+                out[:, group.members] = np.minimum(np.maximum(unit, 0.0), 1.0)
             else:
-                out[:, index] = np.minimum(np.maximum(out[:, index], 0.0), 1.0)
-        if self._conditions:
-            vectors = np.full((self.width, len(out)), np.nan)
-            for position, j in enumerate(self._order):
-                condition = self._conditions.get(j)
-                if condition is not None:
-                    out[~np.asarray(condition.satisfied_by_vector_array(vectors), dtype=bool), j] = np.nan
-                if j in self._read:
-                    vectors[position] = self._vector(j, out[:, j])
+                out[:, group.members] = group.scale.to_unit(group.scale.to_values(unit))
+        self._deactivate(out, self._evaluate(out)[1])
         return out
+
+    def _evaluate(self, rows: FloatArray) -> tuple[FloatArray, dict[int, BoolArray]]:
+        """Decide what is inactive in rows that are complete and on the grid, parents first.
+
+        Returns
+        -------
+        vectors
+            The columns that clauses read as ConfigSpace sees them, in its order; shape (d, n), NaN where inactive.
+        off
+            For each conditional column, by its number, where it is inactive; shape (n,).
+        """
+        vectors = np.full((self.width, len(rows)), np.nan)
+        off: dict[int, BoolArray] = {}
+        if not self._read:
+            return vectors, off
+        for position, j in enumerate(self._order):
+            condition = self._conditions.get(j)
+            if condition is not None:
+                off[j] = ~np.asarray(condition.satisfied_by_vector_array(vectors), dtype=bool)
+            if j in self._read:
+                vectors[position] = self._vector(j, rows[:, j])
+                if j in off:
+                    vectors[position][off[j]] = np.nan
+        return vectors, off
+
+    @staticmethod
+    def _deactivate(rows: FloatArray, off: dict[int, BoolArray]) -> None:
+        for j, mask in off.items():
+            rows[mask, j] = np.nan
 
     def _vectors(self, matrix: FloatArray) -> FloatArray:
         """The columns that clauses read, as ConfigSpace sees them: shape (d, n), in ConfigSpace's order."""
@@ -315,14 +356,18 @@ class Encoder:
 
     def _vector(self, j: int, unit: FloatArray) -> FloatArray:
         """One column of canonical rows as ConfigSpace would compute it from the values, to the last bit."""
-        column, table = self.columns[j], self._tables[j]
+        column, table, scale = self.columns[j], self._tables[j], self._scales[j]
         missing = np.isnan(unit)
-        values = self._scales[j].to_values(unit[:, None])[:, 0]
+        unit = np.where(missing, 0.0, unit)
         if table is not None:
-            vector = table[np.where(missing, 0.0, values - column.lower).astype(np.intp)]
+            if column.log:
+                index = scale.to_values(unit[:, None])[:, 0] - column.lower
+            else:
+                index = unit if column.kind in (CATEGORICAL, CONSTANT) else np.rint(unit * (column.size - 1))
+            vector = table[index.astype(np.intp)]
         else:
-            filled = np.where(missing, column.lower, values)
-            legal = filled if column.kind == REAL else filled.astype(np.int64)
+            values = scale.to_values(unit[:, None])[:, 0]
+            legal = values if column.kind == REAL else values.astype(np.int64)
             vector = np.asarray(self._space[column.name].to_vector(legal), dtype=np.float64)
         vector[missing] = np.nan
         return vector
@@ -356,28 +401,56 @@ class Encoder:
         values = np.asarray(hp.sample_value(8191, seed=np.random.RandomState(0)), dtype=np.float64)
         return np.concatenate([[0.0], np.sort(column.to_unit(values)), [1.0]])
 
-    def _spread(self, cube: FloatArray) -> FloatArray:
-        out = np.empty(cube.shape)
-        for j, column in enumerate(self.columns):
-            u, quantiles = cube[:, j], self._quantiles.get(j)
-            if column.kind == CONSTANT:
-                out[:, j] = 0.0
-            elif column.kind == CATEGORICAL and quantiles is not None:
-                out[:, j] = np.minimum(np.searchsorted(quantiles, u, side="right"), column.size - 1)
-            elif column.kind == CATEGORICAL:
-                out[:, j] = np.minimum(np.floor(u * column.size), column.size - 1)
-            elif quantiles is not None:
-                out[:, j] = np.interp(u, np.linspace(0.0, 1.0, len(quantiles)), quantiles)
-            elif column.kind == REAL:
-                out[:, j] = u
-            elif column.log:
-                # Every integer owns the interval of half a unit to both sides, measured in log space.
-                low, high = math.log(max(column.lower - 0.5, 0.5)), math.log(column.upper + 0.5)
-                values = np.clip(np.rint(np.exp(low + u * (high - low))), column.lower, column.upper)
-                out[:, j] = column.to_unit(values)
-            else:
-                out[:, j] = np.minimum(np.floor(u * column.size), column.size - 1) / (column.size - 1)
-        return out
+    def _complete(self, n: int, rng: np.random.Generator, matrix_sampler: MatrixSampler | None) -> FloatArray:
+        return self.from_unit_cube(matrix_sampler(n, rng) if matrix_sampler else rng.random((n, self.width)))
+
+    def _share_of_legal(self) -> float:
+        """About which part of the space the forbidden clauses leave; measured once, with a seed of its own."""
+        if self._legal_share is None:
+            rows = self.from_unit_cube(np.random.default_rng(0).random((1024, self.width)))
+            self._legal_share = float(np.mean(self.legal(rows)))
+        return self._legal_share
+
+    def _spread(self, group: _Group, cube: FloatArray, out: FloatArray) -> None:
+        """Fill a group's columns of `out` from points of the unit cube, shape (n, k): complete and on the grid."""
+        scale = group.scale
+        if scale.kind == CONSTANT:
+            unit = np.zeros(cube.shape)
+        elif scale.kind == REAL:
+            unit = cube
+        elif scale.kind == INTEGER and scale.log:
+            # Every integer owns the interval of half a unit to both sides, measured in log space.
+            low, high = np.log(np.maximum(scale.lower - 0.5, 0.5)), np.log(scale.upper + 0.5)
+            values = np.rint(np.exp(low + np.ascontiguousarray(cube) * (high - low)))
+            unit = scale.to_unit(np.minimum(np.maximum(values, scale.lower), scale.upper))
+        else:
+            last = scale.upper - scale.lower
+            unit = np.minimum(np.floor(cube * (last + 1.0)), last)
+            unit = unit if scale.kind == CATEGORICAL else unit / last
+        out[:, group.members] = unit
+        for place, j in enumerate(group.members.tolist()):
+            if (quantiles := self._quantiles.get(j)) is not None:
+                u = cube[:, place]
+                if scale.kind == CATEGORICAL:
+                    out[:, j] = np.minimum(np.searchsorted(quantiles, u, side="right"), self.columns[j].size - 1)
+                else:
+                    column = self.columns[j]
+                    position = np.interp(u, np.linspace(0.0, 1.0, len(quantiles)), quantiles)
+                    out[:, j] = column.to_unit(column.to_values(position))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Columns that scale alike, to be handled side by side; `read` if conditions or clauses depend on them."""
+
+    members: npt.NDArray[np.intp]
+    scale: Scale
+    read: bool
+
+
+def _by_columns(n: int, width: int) -> FloatArray:
+    """An empty matrix whose columns are contiguous, because columns are what is worked on."""
+    return np.empty((width, n)).T
 
 
 def _objects(values: tuple[Any, ...]) -> npt.NDArray[np.object_]:
