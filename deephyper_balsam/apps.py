@@ -245,6 +245,27 @@ def make_application(spec: Spec, site_id: int, name: str | None = None) -> Any:
 
             return run_trial(self, self.trial_spec, configuration)
 
+        # The site's agent calls these; each must leave the same columns (see `worker.even_update`)
+        def preprocess(self) -> None:
+            from deephyper_balsam.worker import even_update
+
+            even_update(self.job, "PREPROCESSED")
+
+        def postprocess(self) -> None:
+            from deephyper_balsam.worker import even_update
+
+            even_update(self.job, "POSTPROCESSED")
+
+        def handle_timeout(self) -> None:
+            from deephyper_balsam.worker import even_update
+
+            even_update(self.job, "RESTART_READY")
+
+        def handle_error(self) -> None:
+            from deephyper_balsam.worker import even_update
+
+            even_update(self.job, "FAILED")
+
     Evaluation.__name__ = name or spec["name"]
     Evaluation.__doc__ = describe(spec)
     return Evaluation

@@ -102,9 +102,9 @@ def _record_app(gateway: Gateway, site_id: int) -> int:
         site = site_id
 
         def preprocess(self) -> None:
-            from balsam.schemas import JobState
+            from deephyper_balsam.worker import even_update
 
-            self.job.state = JobState.job_finished
+            even_update(self.job, "JOB_FINISHED")
 
         def run(self) -> None:
             return None

@@ -220,12 +220,12 @@ class Search:
                     break
                 arrived = self._patiently(self.evaluator.collect)
                 self._record(arrived, optimizer)
+                self._patiently(self.evaluator.ensure_allocation)
                 progress = self._progress(budget, began_at)
                 if on_progress is not None:
                     on_progress(progress)
                 if self._ended(progress, optimizer):
                     break
-                self._patiently(self.evaluator.ensure_allocation)
                 self._fill(budget, optimizer)
                 self._stop.wait(self._poll_s)
         except KeyboardInterrupt:

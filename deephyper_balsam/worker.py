@@ -289,3 +289,17 @@ def deliver(app: Any, data: Mapping[str, Any], outcome: Outcome) -> None:
         client.bulk_patch("jobs/", [{"id": app.job.id, "data": {**data, "result": outcome}}])
     except Exception as error:
         print(f"The result could not be written to Balsam from here ({error}); it goes by the return value.")  # noqa: T201
+
+
+def even_update(job: Any, state: str) -> None:
+    """Move a job on in the site's agent, with the same columns in every update.
+
+    The agent sends the updates of many jobs in one request, and Balsam's server applies the columns of the first to all
+    (`balsam/server/models/crud/jobs.py`, do_update_jobs): a job that just ended beside one that was just created makes
+    the server answer 500, and the agent then retries for half an hour while every job of the site stands still.
+    """
+    job.state = state
+    update = job._update_model
+    for column in ("serialized_return_value", "serialized_exception"):
+        if column not in update.__fields_set__:
+            setattr(update, column, "")

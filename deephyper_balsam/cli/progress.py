@@ -83,7 +83,7 @@ class ProgressView:
         now = time.monotonic()
         news = (progress.notice, progress.best and progress.best["job_id"])
         if news != self._said or now - self._said_at > _PLAIN_EVERY_S:
-            self._console.print(one_line(progress), highlight=False, soft_wrap=True)
+            self._console.print(one_line(progress), highlight=False, markup=False, soft_wrap=True)
             self._said_at, self._said = now, news
 
     def _panel(self, progress: Progress) -> Group:
