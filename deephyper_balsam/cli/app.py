@@ -9,7 +9,12 @@ from deephyper_balsam.cli.common import echo_json, echo_table, json_option
 
 @click.group()
 def app() -> None:
-    """Register run functions and shell commands as Balsam applications."""
+    """Register run functions and shell commands as Balsam applications.
+
+    \b
+    Example:
+      deephyper-balsam app register digits --site local
+    """
 
 
 @app.command()

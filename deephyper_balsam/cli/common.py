@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from deephyper_balsam.cli import EXIT_INTERRUPTED, EXIT_NO_RESULT
+from deephyper_balsam.errors import DeepHyperBalsamError
 
 
 def echo_json(value: Any) -> None:
@@ -62,6 +63,7 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
     from deephyper_balsam.cli.progress import ProgressView
     from deephyper_balsam.results import claim_folder
 
+    ours = not search.folder.exists()
     claim_folder(search.folder)
 
     def end(signum: int, _frame: Any) -> None:
@@ -74,6 +76,10 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
     try:
         with log_to(search.folder / "search.log"), ProgressView(search.name) as view:
             frame = search.search(max_evals=max_evals, timeout=timeout, on_progress=view)
+    except DeepHyperBalsamError:
+        if ours:
+            _give_back(search.folder)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -81,6 +87,15 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
     if search.stopped:
         return EXIT_INTERRUPTED
     return 0 if frame["objective"].notna().any() else EXIT_NO_RESULT
+
+
+def _give_back(folder: Path) -> None:
+    """Remove the folder of a search that was refused before it wrote anything."""
+    log = folder / "search.log"
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
+        with contextlib.suppress(OSError):  # not empty: it stays
+            folder.rmdir()
 
 
 def summarise(search: Any, frame: Any) -> None:

@@ -14,7 +14,12 @@ from deephyper_balsam.cli.common import echo_json, json_option
 
 @click.group()
 def problem() -> None:
-    """Look at a problem and try it before it costs node-hours."""
+    """Look at a problem and try it before it costs node-hours.
+
+    \b
+    Example:
+      deephyper-balsam problem check digits
+    """
 
 
 @problem.command()
@@ -39,7 +44,7 @@ def show(target: str, as_json: bool) -> None:
 
 @problem.command()
 @click.argument("target")
-@click.option("--run", "run_target", help="The run function, if it is not beside the problem.")
+@click.option("--run", "run_target", help="The run function. [default: found beside the problem]")
 @json_option
 def check(target: str, run_target: str | None, as_json: bool) -> None:
     """Evaluate the default configuration of TARGET here, once, as a node would, and say what came of it.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,85 @@ from deephyper_balsam.errors import SettingsError
 
 _REQUIRED = ("problem", "site")
 # names of search.yaml and of the options that belong to the method, given on only when they were set
-_METHOD_OPTIONS = ("surrogate", "acq_func", "kappa", "xi", "liar_strategy", "initial_design")
+_METHOD_OPTIONS = ("surrogate", "acq_func", "kappa", "xi", "liar_strategy", "initial_design", "num_initial")
 _STOP_WAIT_S = 60.0
 
 
 @click.group()
 def search() -> None:
-    """Run searches and look at them. A search lives in Balsam: every command works from any machine with the login."""
+    """Run searches and look at them. A search lives in Balsam: every command works from any machine with the login.
+
+    \b
+    Example:
+      deephyper-balsam search run digits-1 --problem digits --site local --nodes 1 --max-evals 30
+      deephyper-balsam search status digits-1
+    """
+
+
+_COUNT = click.IntRange(min=1)
+
+
+class _Finite(click.FloatRange):
+    """A range of real numbers; neither `nan` nor `inf` is in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+_SECONDS = _Finite(min=0, min_open=True)
+_NOT_NEGATIVE = _Finite(min=0)
 
 
 @search.command()
 @click.argument("name")
 @click.option(
-    "--file", "file", type=click.Path(path_type=Path), help="A search.yaml with the same names as these options."
+    "--file", "file", type=click.Path(path_type=Path), help="A YAML file with the same names as these options."
 )
 @click.option("--problem", help="file.py:problem, package.module:problem, a folder, or a bundled name.")
-@click.option("--run", help="file.py:run, package.module:run, a shell command's YAML; default: beside the problem.")
+@click.option(
+    "--run", help="file.py:run, package.module:run, or a shell command's YAML. [default: found beside the problem]"
+)
 @click.option("--site", help="Name of the Balsam site.")
-@click.option("--method", type=click.Choice(["ambs", "random", "ga"]), help="[default: ambs]")
-@click.option("--max-evals", type=int, help="Evaluations of the whole search.")
-@click.option("--timeout", type=float, help="Seconds of the whole search.")
-@click.option("--seed", type=int, help="Makes the search repeatable. [default: drawn and recorded]")
-@click.option("--surrogate", type=click.Choice(["RF", "ET", "GBRT", "GP", "auto"]), help="Model of AMBS.")
-@click.option("--acq-func", type=click.Choice(["LCB", "EI", "PI", "gp_hedge"]), help="What AMBS asks of the model.")
-@click.option("--kappa", type=float, help="Exploration of LCB.")
-@click.option("--xi", type=float, help="Exploration of EI and PI.")
-@click.option("--liar-strategy", type=click.Choice(["cl_min", "cl_mean", "cl_max"]), help="Constant liar for batches.")
-@click.option("--initial-design", type=click.Choice(["sobol", "lhs", "halton", "random"]), help="First points of AMBS.")
-@click.option("--num-nodes-per-eval", type=int, help="Nodes of one evaluation. [default: 1]")
-@click.option("--ranks-per-node", type=int, help="MPI processes on each node. [default: 1]")
-@click.option("--threads-per-rank", type=int, help="Threads of each process. [default: 1]")
-@click.option("--gpus-per-rank", type=float, help="GPUs of each process. [default: 0]")
-@click.option("--evals-per-node", type=int, help="Evaluations that share a node. [default: 1]")
-@click.option("--eval-timeout", type=float, help="Seconds after which an evaluation is ended and has failed.")
-@click.option("--nodes", type=int, help="Ask for an allocation of so many nodes, again whenever none is alive.")
-@click.option("--wall-time-min", type=int, help="Minutes of the allocation. [default: 60]")
+@click.option("--method", type=click.Choice(["ambs", "random", "ga"]), help="Search method. [default: ambs]")
+@click.option("--max-evals", type=_COUNT, help="Evaluations of the whole search. [default: no limit]")
+@click.option("--timeout", type=_SECONDS, help="Seconds of the whole search. [default: no limit]")
+@click.option("--seed", type=click.IntRange(min=0), help="Makes the search repeatable. [default: drawn and recorded]")
+@click.option(
+    "--surrogate", type=click.Choice(["RF", "ET", "GBRT", "GP", "auto"]), help="Model of AMBS. [default: auto]"
+)
+@click.option(
+    "--acq-func", type=click.Choice(["LCB", "EI", "PI", "gp_hedge"]), help="What AMBS asks of it. [default: LCB]"
+)
+@click.option("--kappa", type=_NOT_NEGATIVE, help="Exploration of LCB. [default: 1.96]")
+@click.option("--xi", type=_NOT_NEGATIVE, help="Exploration of EI and PI. [default: 0.01]")
+@click.option(
+    "--liar-strategy",
+    type=click.Choice(["believer", "cl_min", "cl_mean", "cl_max"]),
+    help="What AMBS takes pending trials for: the model's own prediction, or a constant lie. [default: believer]",
+)
+@click.option(
+    "--initial-design",
+    type=click.Choice(["sobol", "lhs", "halton", "random"]),
+    help="First points of AMBS. [default: sobol]",
+)
+@click.option("--num-initial", type=_COUNT, help="How many those are. [default: by the problem and the workers]")
+@click.option("--num-nodes-per-eval", type=_COUNT, help="Nodes of one evaluation. [default: 1]")
+@click.option("--ranks-per-node", type=_COUNT, help="MPI processes on each node. [default: 1]")
+@click.option("--threads-per-rank", type=_COUNT, help="Threads of each process. [default: 1]")
+@click.option("--gpus-per-rank", type=_NOT_NEGATIVE, help="GPUs of each process. [default: 0]")
+@click.option("--evals-per-node", type=_COUNT, help="Evaluations that share a node. [default: 1]")
+@click.option(
+    "--eval-timeout", type=_SECONDS, help="Seconds after which an evaluation is ended and has failed. [default: none]"
+)
+@click.option(
+    "--nodes",
+    type=_COUNT,
+    help="Ask for an allocation of so many nodes, again whenever none is alive. [default: use those there are]",
+)
+@click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: 60]")
 @click.option("--queue", help="Queue of the allocation. [default: local]")
 @click.option("--project", help="Project that pays for the allocation. [default: local]")
 @click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]")
@@ -66,32 +112,47 @@ def run(name: str, file: Path | None, dry_run: bool, **given: Any) -> None:
     settings = _settings(file, given)
     made = _build(name, settings)
     if dry_run:
-        click.echo(yaml.safe_dump({"name": name, **settings}, sort_keys=False), nl=False)
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+        click.echo(yaml.safe_dump(plain, sort_keys=False), nl=False)  # as it is, a --file
         return
     raise click.exceptions.Exit(drive(made, settings.get("max_evals"), settings.get("timeout")))
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given, over those of the file."""
-    from_file: dict[str, Any] = {}
-    if file is not None:
-        try:
-            from_file = yaml.safe_load(file.read_text()) or {}
-        except OSError as error:
-            raise SettingsError(f"{file} cannot be read: {error.strerror}.") from error
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{file} is no YAML: {error}") from error
-        if not isinstance(from_file, dict):
-            raise SettingsError(f"{file} must be a mapping of options, but is a {type(from_file).__name__}.")
-        unknown = sorted(set(from_file) - set(given))
-        if unknown:
-            raise SettingsError(f"{file} has unknown keys {unknown}; known are {', '.join(sorted(given))}.")
+    from_file = {} if file is None else _read_file(file, given)
     settings = {**from_file, **{key: value for key, value in given.items() if value is not None}}
-    missing = [key for key in _REQUIRED if key not in settings]
+    missing = [key for key in _REQUIRED if not settings.get(key)]
     if missing:
         raise SettingsError(f"A search needs {' and '.join('--' + key for key in missing)} (as options or in --file).")
     if "max_evals" not in settings and "timeout" not in settings:
         raise SettingsError("A search needs an end: give --max-evals, --timeout or both.")
+    return settings
+
+
+def _read_file(file: Path, known: Iterable[str]) -> dict[str, Any]:
+    """Return the options in a file, each checked as on the command line."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file} must be a mapping of options to values, but is a {type(content).__name__}.")
+    unknown = sorted(map(str, set(content) - set(known)))
+    if unknown:
+        raise SettingsError(f"{file} has unknown keys {unknown}; known are {', '.join(sorted(known))}.")
+    options = {option.name: option for option in click.get_current_context().command.params}
+    settings = {}
+    for key, value in content.items():
+        if isinstance(value, (dict, list)):
+            raise SettingsError(f"{file}: `{key}` must be a single value, but got {value!r}.")
+        try:
+            if value is not None:  # as text: 3.5 is no whole number, and `yes` none at all
+                settings[key] = options[key].type.convert(str(value), options[key], None)
+        except click.BadParameter as error:
+            raise SettingsError(f"{file}: `{key}`: {error.message}") from error
     return settings
 
 
@@ -266,7 +327,8 @@ def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None
     names = [parameter["name"] for parameter in record.settings["problem"].get("hyperparameters", [])]
     frame = (legacy_table if legacy else table)(lines, names)
     if as_json:
-        echo_json([{key: value for key, value in row.items() if value == value} for row in frame.to_dict("records")])
+        rows = frame.astype(object).where(frame.notna(), None)
+        echo_json(rows.to_dict("records"))
     elif output is not None:
         write_whole(output, frame.to_csv(index=False))
         click.echo(f"{len(frame)} rows written to {output}")
