@@ -44,7 +44,8 @@ def server() -> None:
 @_directory
 @click.option("--site-name", default="local", show_default=True, help="The name of the Balsam site, when it is made.")
 @click.option("--no-site", is_flag=True, help="Start the server alone, without a site.")
-def up(directory: Path, site_name: str, no_site: bool) -> None:
+@click.option("--takeover", is_flag=True, help="Start although another machine, which is gone, is recorded to run it.")
+def up(directory: Path, site_name: str, no_site: bool, takeover: bool) -> None:
     """Start it, or whatever of it does not run. The same command mends a stack after a crash or a reboot.
 
     \b
@@ -52,7 +53,7 @@ def up(directory: Path, site_name: str, no_site: bool) -> None:
       deephyper-balsam server up --dir ./balsam
     """
     stack = _stack(directory)
-    _show(stack.up(site_name=site_name, site=not no_site))
+    _show(stack.up(site_name=site_name, site=not no_site, takeover=takeover))
 
 
 @server.command()

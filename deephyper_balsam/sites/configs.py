@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -203,7 +202,7 @@ def _create_site(gateway: Gateway, name: str, path: Path) -> int:
 
 
 def forget_site(name: str, path: Path, client_path: str | Path | None = None) -> bool:
-    """Delete Balsam's record of a site whose making was cut before its folder knew its id; say whether there was one."""
+    """Delete Balsam's record of a site whose making was cut before its folder knew its id; say if there was one."""
     gateway = Gateway(client_path)
     for row in gateway.sites():
         if row["name"] == name and Path(row["path"]) == path:

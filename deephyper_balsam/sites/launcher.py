@@ -108,16 +108,21 @@ def _start_mode(
     command = mode_script(job_mode, options["loopback"])
     if job_mode == "mpi":
         command += mode_arguments(wall_time_min, log_file, tags, node_ids=json.dumps([node.node_id for node in nodes]))
+    else:
+        address = f"{nodes[0].hostname}:{free_port()}"
+        command += mode_arguments(wall_time_min, log_file, tags, master_address=address, num_workers=len(nodes))
+    if job_mode == "mpi" or options["loopback"]:
         with out_file.open("wb") as output:
             return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
+    return _start_on_each_node(site, nodes, shlex.join(command), env, out_file)
 
+
+def _start_on_each_node(site: Any, nodes: list[Any], command: str, env: dict[str, str], out_file: Path) -> Any:
     from balsam.site.launcher import NodeSpec
 
-    address = f"{nodes[0].hostname}:{free_port()}"
-    command += mode_arguments(wall_time_min, log_file, tags, master_address=address, num_workers=len(nodes))
     settings = site.settings.launcher
     run = settings.mpi_app_launcher(
-        cmdline=shlex.join(command),
+        cmdline=command,
         preamble=None,
         envs=env,
         cwd=Path.cwd(),

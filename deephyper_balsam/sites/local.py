@@ -13,20 +13,24 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psutil
 
 from deephyper_balsam.errors import InputError, ServerError
+from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.sites import processes
+from deephyper_balsam.sites.batch import STOP_GRACE_S, BatchJobs
 from deephyper_balsam.sites.configs import SITE_ID_FILE, Site, forget_site, init_site
 from deephyper_balsam.sites.postgres import Postgres
 from deephyper_balsam.sites.processes import ProcessId
@@ -36,6 +40,7 @@ _TOKEN_RENEW = timedelta(days=180)
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.05
+_SETTLE_S = 0.3
 _FOLDER_VARIABLE = "DEEPHYPER_BALSAM_STACK"
 _USER = "local"
 _PARTS = ("postgres", "api", "agent")
@@ -128,6 +133,9 @@ class _State:
     processes: dict[str, ProcessId] = field(default_factory=dict)
     socket_dir: str | None = None
     site_name: str | None = None
+    host: str | None = None
+    folder: str | None = None
+    agent_services: int = 0
 
     @classmethod
     def read(cls, path: Path) -> _State:
@@ -135,19 +143,13 @@ class _State:
         try:
             data = json.loads(path.read_text())
             known = {name: ProcessId.from_dict(item) for name, item in data["processes"].items()}
-            return cls(data["port"], known, data["socket_dir"], data["site_name"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return cls(**{**data, "processes": known})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
     def write(self, path: Path) -> None:
         """Write the file under a temporary name and rename it."""
-        data = {
-            "port": self.port,
-            "processes": {name: process.to_dict() for name, process in self.processes.items()},
-            "socket_dir": self.socket_dir,
-            "site_name": self.site_name,
-        }
-        write_private(path, json.dumps(data, indent=1))
+        write_private(path, json.dumps(asdict(self), indent=1))
 
 
 class LocalStack:
@@ -196,7 +198,7 @@ class LocalStack:
         port = self._state().port
         return None if port is None else f"http://127.0.0.1:{port}"
 
-    def up(self, site_name: str = "local", site: bool = True) -> StackStatus:
+    def up(self, site_name: str = "local", site: bool = True, *, takeover: bool = False) -> StackStatus:
         """Start whatever of the stack does not run.
 
         Parameters
@@ -205,23 +207,35 @@ class LocalStack:
             The name of the Balsam site when it is made; a site that exists keeps its name.
         site
             Whether to have a site with its agent, or the server alone.
+        takeover
+            Start although another machine is recorded to run the stack, because that machine is gone.
 
         Raises
         ------
         InputError
-            When the folder cannot be made or written.
+            When the folder cannot be made or written, or another machine runs the stack.
         ServerError
-            When something does not start; the message has the end of its log.
+            When something does not start; the message has the end of its log. What this call started is stopped.
         """
         _require_extra()
         self._make_folder()
         with self._lock():
             state = self._state()
-            restarted = self._up_postgres(state)
-            restarted = self._up_api(state, restart=restarted)
-            self._credentials(state)
-            if site:
-                self._up_site(state, site_name, restart=restarted)
+            if takeover:
+                state.processes = {}
+            self._require_host(state)
+            fresh = not any(process.alive for process in state.processes.values())
+            state.host = socket.gethostname()
+            try:
+                restarted = self._up_postgres(state)
+                restarted = self._up_api(state, restart=restarted)
+                self._credentials(state)
+                if site:
+                    self._up_site(state, site_name, restart=restarted)
+            except BaseException:
+                if fresh:
+                    self._down(state)
+                raise
         return self.status()
 
     def down(self) -> None:
@@ -229,23 +243,29 @@ class LocalStack:
 
         Raises
         ------
+        InputError
+            When another machine runs the stack.
         ServerError
             When something does not end even when killed.
         """
-        if not self.folder.is_dir():
+        if not self.exists:
             return
         with self._lock():
             state = self._state()
-            self._down_site(state)
-            self._stop(state, "api", self._api_processes(state))
-            Postgres(self.folder, state.socket_dir).stop(state.processes.get("postgres"))
-            processes.end(processes.matching(processes.carries(_FOLDER_VARIABLE, str(self.folder))), grace_s=1)
-            left = processes.matching(processes.carries(_FOLDER_VARIABLE, str(self.folder)))
-            if left:
-                raise ServerError(f"Could not end the processes {', '.join(str(process.pid) for process in left)}.")
-            state.processes, state.socket_dir = {}, None
-            if (self.folder / "stack.json").exists():
-                state.write(self.folder / "stack.json")
+            self._require_host(state)
+            self._down(state)
+
+    def _down(self, state: _State) -> None:
+        self._down_site(state)
+        self._stop(state, "api", self._api_processes(state))
+        Postgres(self.folder, state.socket_dir).stop(state.processes.get("postgres"))
+        belongs = processes.carries(_FOLDER_VARIABLE, str(self.folder))
+        processes.end(processes.matching(belongs), grace_s=1)
+        left = processes.matching(belongs)
+        if left:
+            raise ServerError(f"Could not end the processes {', '.join(str(process.pid) for process in left)}.")
+        state.processes, state.socket_dir, state.host = {}, None, None
+        self._save(state)
 
     def status(self) -> StackStatus:
         """Return what runs. It changes nothing and needs no lock."""
@@ -256,10 +276,11 @@ class LocalStack:
         for name in names if state.port is not None else []:
             recorded = state.processes.get(name)
             pid = recorded.pid if recorded is not None and recorded.alive else None
-            if pid is None and name == "agent":
-                pid = next((process.pid for process in self._agent_processes(state)), None)
+            if name == "agent":
+                main = self._healthy_agent(state)
+                pid = None if main is None else main.pid
             found.append(ProcessStatus(name, pid, self.logs / f"{name}.log"))
-        return StackStatus(self.folder, self.url, self.env, tuple(found), site, len(self._batch_jobs()))
+        return StackStatus(self.folder, self.url, self.env, tuple(found), site, len(self._jobs.running()))
 
     def site(self) -> Site | None:
         """Return the stack's site, or None when it has none."""
@@ -268,6 +289,10 @@ class LocalStack:
         except (OSError, ValueError):
             return None
         return Site(site_id, self._state().site_name or "local", self.site_path)
+
+    @property
+    def _jobs(self) -> BatchJobs:
+        return BatchJobs(self.site_path)
 
     # The folder
 
@@ -298,9 +323,22 @@ class LocalStack:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
+    def _require_host(self, state: _State) -> None:
+        """Two machines that share a file system must not both open one database."""
+        host = socket.gethostname()
+        if state.processes and state.host not in (None, host):
+            raise InputError(
+                f"The stack in {self.folder} runs on {state.host}, and this is {host}. Use it there; or, when that "
+                "machine is gone for good, start with `deephyper-balsam server up --takeover`."
+            )
+
     def _environment(self, **more: str) -> dict[str, str]:
         """The user's environment without what would disturb a server, and with the mark that `down` looks for."""
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("BALSAM_", "PG"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith(("BALSAM_", "DEEPHYPER_BALSAM_", "PG"))
+        }
         no_proxy = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), "127.0.0.1", "localhost"]))
         kept.update(NO_PROXY=no_proxy, no_proxy=no_proxy, PYTHONUNBUFFERED="1")
         return {**kept, _FOLDER_VARIABLE: str(self.folder), **more}
@@ -329,13 +367,13 @@ class LocalStack:
         strays = processes.matching(processes.carries(variable, str(value), word))
         return [*([found] if found else []), *(stray for stray in strays if found is None or stray.pid != found.pid)]
 
-    def _stop(self, state: _State, name: str, found: list[psutil.Process]) -> None:
+    def _stop(self, state: _State, name: str, found: list[psutil.Process], timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """Ask the first (the main process) to end, then end all."""
         if found:
             members = [member for process in found for member in processes.tree(process)]
-            processes.send(found[0], 15)
-            processes.wait_gone(found[:1], _STOP_TIMEOUT_S)
-            processes.end(members, grace_s=1)
+            processes.send(found[0], signal.SIGTERM)
+            processes.wait_gone(found[:1], timeout_s)
+            processes.end([*members, *found], grace_s=1)
         state.processes.pop(name, None)
 
     def _up_api(self, state: _State, *, restart: bool) -> bool:
@@ -429,9 +467,12 @@ class LocalStack:
         }
         write_private(self.client_path, yaml.safe_dump(settings, sort_keys=False, indent=4))
 
-    def _login(self, port: int) -> tuple[str, datetime]:
-        from urllib.parse import urlencode
+    def _token(self) -> str:
+        import yaml
 
+        return str(yaml.safe_load(self.client_path.read_text())["token"])
+
+    def _login(self, port: int) -> tuple[str, datetime]:
         account = self._secrets()
         user = {"username": account["username"], "password": account["password"]}
         form = urlencode(user).encode()
@@ -454,16 +495,34 @@ class LocalStack:
             if self.site_path.exists():
                 shutil.rmtree(self.site_path)  # a start that was cut: Balsam does not know it
             self._new_site(state, name)
-        found = self._agent_processes(state)
-        recorded = state.processes.get("agent")
-        main = found[0] if found else None
-        healthy = main is not None and not restart and self._agent_pid() == main.pid
-        if healthy and main is not None:
-            if recorded is None or recorded.pid != main.pid:
-                self._record_agent(state, main.pid)
+        elif state.folder != str(self.folder):
+            Gateway(self.client_path)._call("PUT", f"sites/{self._site_id}", body={"path": str(self.site_path)})
+        state.folder = str(self.folder)
+        main = self._healthy_agent(state)
+        if main is not None and not restart:
+            self._record_agent(state, main)
             return
-        self._stop(state, "agent", found)
+        self._stop(state, "agent", self._agent_processes(state))
+        self._free_jobs(state)
         self._start_agent(state)
+
+    @property
+    def _site_id(self) -> int:
+        site = self.site()
+        assert site is not None
+        return site.id
+
+    def _free_jobs(self, state: _State) -> None:
+        """Delete the sessions that a killed agent or launcher left: Balsam would keep their jobs for five minutes."""
+        if processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode")):
+            return  # a launcher works
+        self._jobs.sweep()
+        assert state.port is not None
+        token = self._token()
+        _, answer = _http(state.port, "GET", "/sessions/", token=token)
+        for session in (answer or {}).get("results", []):
+            if session["site_id"] == self._site_id:
+                _http(state.port, "DELETE", f"/sessions/{session['id']}", token=token)
 
     def _new_site(self, state: _State, name: str) -> None:
         try:
@@ -475,11 +534,22 @@ class LocalStack:
         state.site_name = site.name
         self._save(state)
 
-    def _record_agent(self, state: _State, pid: int) -> None:
-        found = ProcessId.of(pid)
-        if found is not None:
+    def _record_agent(self, state: _State, main: psutil.Process) -> None:
+        """Remember the agent, which `balsam site sync` may have started anew."""
+        found = ProcessId.of(main.pid)
+        if found is not None and state.processes.get("agent") != found:
             state.processes["agent"] = found
-            self._save(state)
+        self._save(state)
+
+    def _healthy_agent(self, state: _State) -> psutil.Process | None:
+        """Return the agent when it and all of its services run: one that died leaves an agent that only looks alive."""
+        recorded = state.processes.get("agent")
+        main = recorded.find() if recorded is not None else None
+        if main is None:
+            main = next(iter(self._agent_processes(state)), None)
+        if main is None or main.pid != self._agent_pid() or _count_children(main) < state.agent_services:
+            return None
+        return main
 
     def _agent_processes(self, state: _State) -> list[psutil.Process]:
         found = self._find(state, "agent", "BALSAM_SITE_PATH", self.site_path, "balsam.site.service.main")
@@ -503,36 +573,36 @@ class LocalStack:
         )
         self._save(state)
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while self._agent_pid() != child.pid:
+        services, since = 0, time.monotonic()
+        while services == 0 or time.monotonic() - since < _SETTLE_S:
             if child.poll() is not None:
                 raise ServerError(f"The site's agent ended with exit code {child.returncode}. {tail(log)}")
             if time.monotonic() > deadline:
                 raise ServerError(f"The site's agent did not start within {_START_TIMEOUT_S:.0f} s. {tail(log)}")
             time.sleep(_POLL_S)
-
-    def _batch_jobs(self) -> list[dict[str, Any]]:
-        from deephyper_balsam.sites.platforms import jobs_folder, running_jobs
-
-        return running_jobs(jobs_folder(self.site_path))
+            seen = _count_children(psutil.Process(child.pid)) if self._agent_pid() == child.pid else 0
+            if seen != services:
+                services, since = seen, time.monotonic()
+        state.agent_services = services
+        self._save(state)
 
     def _down_site(self, state: _State) -> None:
-        """Stop launchers in order first, while the API still takes their last states; then the agent."""
+        """Stop launchers in order, while the API still takes their last states, and the agent."""
         if self.site() is None:
             return
         from concurrent.futures import ThreadPoolExecutor
 
-        from deephyper_balsam.sites.platforms import stop_job
-
+        orderly = self._api_answers(state.port)  # without the API they would try for minutes to reach it
         found = self._agent_processes(state)
         for process in found[:1]:
-            processes.send(process, 15)
-        jobs = self._batch_jobs()
+            processes.send(process, signal.SIGTERM)
+        jobs = self._jobs.running()
         if jobs:
             with ThreadPoolExecutor(len(jobs)) as pool:
-                list(pool.map(stop_job, jobs))
-        self._stop(state, "agent", found)
+                list(pool.map(lambda job: self._jobs.stop(job, STOP_GRACE_S if orderly else 1.0), jobs))
+        self._stop(state, "agent", found, _STOP_TIMEOUT_S if orderly else 1.0)
         (self.site_path / "balsam-service.pid").unlink(missing_ok=True)
-        self._batch_jobs()  # files those that ended
+        self._jobs.sweep()
 
 
 def tail(log: Path, lines: int = 15) -> str:
@@ -552,6 +622,14 @@ def write_private(path: Path, text: str) -> None:
         os.fsync(handle.fileno())
     temporary.chmod(0o600)
     temporary.replace(path)
+
+
+def _count_children(process: psutil.Process) -> int:
+    try:
+        children = process.children()
+        return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
+    except psutil.Error:
+        return 0
 
 
 def _require_extra() -> None:

@@ -163,6 +163,7 @@ class Postgres:
             "--auth=trust",
             "--encoding=UTF8",
             "--locale=C",
+            "--no-sync",  # seconds; what a power cut in the first half minute could lose is an empty database
             "-D",
             str(fresh),
         ]

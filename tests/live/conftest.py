@@ -15,7 +15,7 @@ from deephyper_balsam.sites.local import LocalStack
 
 
 def stack_environment(stack: LocalStack) -> dict[str, str]:
-    """The environment for a subprocess that is to work with `stack`: ours, with its variables and without other BALSAM_*."""
+    """The environment for a subprocess that is to work with `stack`: ours, with its variables instead of other ones."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BALSAM_")}
     return {**kept, **stack.env}
 
