@@ -59,7 +59,7 @@ class Gateway:
                 f"Not logged in to Balsam: there are no credentials at {self.client_path}. Run `balsam login`, or "
                 "start a local server with `deephyper-balsam server up` and set BALSAM_CLIENT_PATH as it says."
             ) from None
-        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (OSError, TypeError, ValueError, ImportError, yaml.YAMLError) as error:
             raise NotLoggedInError(f"The credentials at {self.client_path} cannot be read: {error}") from error
 
     # --- one request ---------------------------------------------------------------------------------------------
@@ -82,7 +82,13 @@ class Gateway:
         except requests.RequestException as error:
             raise UnreachableError(f"Balsam does not answer at {root}: {_cause(error)}") from error
         if response.status_code < 400:
-            return response.json() if response.content else None
+            try:
+                return response.json() if response.content else None
+            except ValueError as error:
+                raise BalsamError(
+                    f"{method} {root}/{path} answered no JSON but {response.text[:60]!r}: is this Balsam's API? "
+                    f"The address stands in {self.client_path}."
+                ) from error
         said = f"{method} {root}/{path} answered {response.status_code} {response.reason}: {response.text[:500]}"
         if response.status_code == 401:
             raise NotLoggedInError(
