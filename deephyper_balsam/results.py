@@ -117,6 +117,4 @@ def write_whole(path: Path, text: str) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}. Choose a folder that can (--log-dir)."
-        ) from error
+        raise InputError(f"{path} cannot be written: {error.strerror}. Choose a folder that you may write.") from error

@@ -37,6 +37,14 @@ def own_traceback(error: BaseException) -> str:
     return text[-MAX_TRACEBACK_CHARS:]
 
 
+def _where(error: BaseException, place: str) -> str:
+    """Return the line that `error` came through, in the user's file if it can be told: no traceback for one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == place]
+    others = [frame for frame in frames if not _is_ours(frame.filename) and not frame.filename.startswith("<")]
+    return "".join(f" in {frame.filename}, line {frame.lineno}" for frame in (own or others)[-1:])
+
+
 def load_object(target: str, search_path: list[str] | None = None) -> Any:
     """Return what ``/path/file.py:attribute`` or ``package.module:attribute`` names.
 
@@ -53,8 +61,8 @@ def load_object(target: str, search_path: list[str] | None = None) -> Any:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except TargetError:
         raise
-    except Exception as error:
-        raise TargetError(f"{target}: importing {place} raised {reason(error)}\n{own_traceback(error)}") from error
+    except (Exception, SystemExit) as error:  # a script that parses its arguments exits
+        raise TargetError(f"{target}: importing {place} failed{_where(error, place)}: {reason(error)}") from error
     try:
         found: Any = module
         for part in attribute.split("."):
