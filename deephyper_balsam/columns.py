@@ -75,7 +75,10 @@ class Scale:
         else:
             snapped = np.rint(values * self._power) / self._power
         # Adding 0.0 turns a negative zero, which would print as -0.0 and make another key, into zero.
-        return np.minimum(np.maximum(snapped, self.lower), self.upper) + 0.0
+        snapped = np.minimum(np.maximum(snapped, self.lower), self.upper) + 0.0
+        if self.kind != REAL:
+            return snapped
+        return np.where(values == self.lower, self.lower, np.where(values == self.upper, self.upper, snapped))
 
 
 @dataclass(frozen=True)

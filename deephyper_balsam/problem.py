@@ -24,7 +24,8 @@ AnyHyperparameter = Hyperparameter[Any, Any]
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]*")
 _MAX_INTEGER = 2**53  # beyond it a float64 column cannot tell neighbours apart
-_MIN_LOG = 1e-280
+_MIN_LOG = 1e-12
+_BOUND_ROUNDING = 1e-13  # ConfigSpace rounds bounds to 13 decimal places
 _ENUMERATION_LIMIT = 2**16
 _SHORTHANDS = (
     '(low, high), (low, high, "uniform"), (low, high, "log-uniform"), a list of choices, a single value, '
@@ -268,7 +269,7 @@ class HpProblem:
         if not len(rows):
             raise ProblemError(
                 f'The problem "{self.name}" is contradictory: its forbidden clauses leave no configuration that could '
-                f"be found. Remove one of: {_listed(map(str, self._space.forbidden_clauses))}."
+                f"be found. Remove one of: {_listed(map(_text, self._space.forbidden_clauses))}."
             )
         for point in self._starting_points:
             try:
@@ -342,6 +343,8 @@ class HpProblem:
         if not isinstance(data, Mapping) or data.get("format") != _FORMAT:
             got = data.get("format") if isinstance(data, Mapping) else data
             raise ProblemError(f"A problem must be a dict with format {_FORMAT}, but got {got!r}.")
+        if missing := [key for key in ("name", "hyperparameters", "space", "starting_points") if key not in data]:
+            raise ProblemError(f"The problem cannot be read: {_listed(missing)} is missing.")
         problem = cls(data["name"])
         try:
             serialized = {**copy.deepcopy(data["space"]), "python_module_version": cs.__version__}
@@ -372,7 +375,7 @@ class HpProblem:
             lines += [
                 "",
                 "Forbidden:",
-                *(f"  {str(c).removeprefix('Forbidden: ')}" for c in self._space.forbidden_clauses),
+                *(f"  {_text(c)}" for c in self._space.forbidden_clauses),
             ]
         if self._starting_points:
             lines += ["", "Starting points:", *(f"  {point}" for point in self._starting_points)]
@@ -399,11 +402,12 @@ class HpProblem:
         for hp in _hyperparameters_of(item):
             if hp.name not in self._space:
                 raise ProblemError(
-                    f"The {what} ({item}) names {hp.name!r}, but there are only: {_listed(self.hyperparameter_names)}."
+                    f"The {what} ({_text(item)}) names {hp.name!r}, but there are only: "
+                    f"{_listed(self.hyperparameter_names)}."
                 )
             if hp != self._space[hp.name]:
                 raise ProblemError(
-                    f'The {what} ({item}) was made from another {hp.name!r}; make it from problem["{hp.name}"].'
+                    f'The {what} ({_text(item)}) was made from another {hp.name!r}; make it from problem["{hp.name}"].'
                 )
         trial = copy.deepcopy(self._space)
         try:
@@ -411,7 +415,9 @@ class HpProblem:
         except cs.exceptions.ForbiddenValueError as error:
             raise ProblemError(self._explain_forbidden_default(trial, item)) from error
         except Exception as error:
-            raise ProblemError(f"The {what} ({item}) cannot be added: {error or type(error).__name__}") from error
+            raise ProblemError(
+                f"The {what} ({_text(item)}) cannot be added: {error or type(error).__name__}"
+            ) from error
         self._space.add(item)
 
     def _explain_forbidden_default(self, space: cs.ConfigurationSpace, item: Any) -> str:
@@ -420,10 +426,12 @@ class HpProblem:
         if rows is None:
             rows = encoder.sample(1, np.random.default_rng(0), partial=True)
         if not len(rows):
-            return f"With ({item}) the space is contradictory: no configuration is left. Remove a forbidden clause."
+            return (
+                f"With ({_text(item)}) the space is contradictory: no configuration is left. Remove a forbidden clause."
+            )
         return (
-            f"The default configuration {self.default_configuration} must be legal, but ({item}) excludes it. Give "
-            f"other defaults with `default_value`; legal would be {encoder.decode(rows[:1])[0]}."
+            f"The default configuration {self.default_configuration} must be legal, but ({_text(item)}) excludes it. "
+            f"Give other defaults with `default_value`; legal would be {encoder.decode(rows[:1])[0]}."
         )
 
 
@@ -467,6 +475,8 @@ def _range(value: tuple[Any, ...], name: str, default: Any) -> AnyHyperparameter
     log = prior == "log-uniform"
     if log and low <= 0:
         raise ProblemError(f"`low > 0` must hold for the log-uniform `{name}`, but got (low={low}, high={high}).")
+    if log and low < _MIN_LOG:
+        raise ProblemError(f"`low >= {_MIN_LOG}` must hold for the log-uniform `{name}`, but got (low={low}).")
     integer = isinstance(low, int) and isinstance(high, int)
     if default is not None:
         if not _is_number(default) or (integer and default != int(default)):
@@ -481,6 +491,11 @@ def _range(value: tuple[Any, ...], name: str, default: Any) -> AnyHyperparameter
         default = int(default) if integer else float(default)
     if integer:
         return cs.UniformIntegerHyperparameter(name, low, high, default_value=default, log=log)
+    if max(abs(round(low, 13) - low), abs(round(high, 13) - high)) > 1e-3 * (high - low):
+        raise ProblemError(
+            f"ConfigSpace keeps 13 decimal places of bounds, too few for `{name}` (low={low}, high={high}); search "
+            "another unit, such as its exponent."
+        )
     return cs.UniformFloatHyperparameter(name, float(low), float(high), default_value=default, log=log)
 
 
@@ -542,8 +557,11 @@ def _check_value(column: Column, value: Any) -> Any:
         for choice in column.choices:
             if _same(choice, value):
                 return choice
-    elif _is_number(value) and column.lower <= value <= column.upper and (column.kind == REAL or value == int(value)):
-        return float(value) if column.kind == REAL else int(value)
+    elif _is_number(value) and column.kind == REAL:
+        if column.lower - _BOUND_ROUNDING <= value <= column.upper + _BOUND_ROUNDING:
+            return min(max(float(value), column.lower), column.upper)
+    elif _is_number(value) and column.lower <= value <= column.upper and value == int(value):
+        return int(value)
     raise ProblemError(f"`{column.name}` must be {_allowed(column)}, but got {value!r}.")
 
 
@@ -590,6 +608,11 @@ def _plain_scalars(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(plain(item) for item in value)
     return plain(value)
+
+
+def _text(clause: Any) -> str:
+    """ConfigSpace's own text of a condition or clause, without the word that it repeats before each part."""
+    return str(clause).replace("Forbidden: ", "")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -375,11 +375,14 @@ class Encoder:
     def _vector_table(self, j: int) -> FloatArray | None:
         """ConfigSpace's vector value of each value of a column, if they are few."""
         column = self.columns[j]
+        hp = self._space[column.name]
+        if isinstance(hp, cs.Constant):
+            return np.array([hp.to_vector(hp.value)], dtype=np.float64)
         if column.choices:
             return np.arange(column.size, dtype=np.float64)
         if column.kind == INTEGER and column.size <= _TABLE_LIMIT:
             values = np.arange(int(column.lower), int(column.upper) + 1)
-            return np.asarray(self._space[column.name].to_vector(values), dtype=np.float64)
+            return np.asarray(hp.to_vector(values), dtype=np.float64)
         return None
 
     def _is_forbidden(self, vectors: FloatArray) -> BoolArray:
