@@ -143,8 +143,6 @@ def init_site(
     UnreachableError
         When the API does not answer.
     """
-    from pydantic import ValidationError
-
     config = config if isinstance(config, SiteConfig) else site_config(config)
     path = Path(path).expanduser().absolute()
     if path.exists():
@@ -157,7 +155,7 @@ def init_site(
     text = config.settings_text()
     try:
         settings = Settings(**yaml.safe_load(text))
-    except ValidationError as error:
+    except (ImportError, TypeError, ValueError) as error:  # a class's dotted path may be wrong
         raise SettingsError(f"Balsam does not accept {config.path / SETTINGS_FILE}: {error}") from error
     template = config.path / (settings.scheduler.job_template_path if settings.scheduler else "job-template.sh")
     if not template.is_file():

@@ -1,0 +1,177 @@
+"""Site configs and new sites, against a Balsam of which only the API's answers are faked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deephyper_balsam.errors import InputError, NotLoggedInError, SettingsError, UnknownSiteError, UnreachableError
+from deephyper_balsam.sites import checks, configs
+from deephyper_balsam.sites.checks import check_site
+from deephyper_balsam.sites.configs import forget_site, init_site, site_config, site_configs
+
+
+class FakeGateway:
+    """Sites in a list; made for every credentials file."""
+
+    rows: list[dict[str, Any]]
+    fails: Exception | None = None
+
+    def __init__(self, client_path: object = None) -> None:
+        pass
+
+    def sites(self) -> list[dict[str, Any]]:
+        if self.fails is not None:
+            raise self.fails
+        return list(self.rows)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        if method == "DELETE":
+            self.rows[:] = [row for row in self.rows if path != f"sites/{row['id']}"]
+            return None
+        assert (method, path) == ("POST", "sites/")
+        assert body is not None
+        row = {"id": len(self.rows) + 1, "last_refresh": "2026-01-01T00:00:00", **body}
+        self.rows.append(row)
+        return row
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> type[FakeGateway]:
+    fake = type("Fake", (FakeGateway,), {"rows": []})
+    monkeypatch.setattr(configs, "Gateway", fake)
+    monkeypatch.setattr(checks, "Gateway", fake)
+    return fake
+
+
+@pytest.mark.parametrize("config", site_configs(), ids=lambda config: config.name)
+def test_every_config_that_is_shipped_is_complete_and_balsam_accepts_its_settings(config: configs.SiteConfig) -> None:
+    import yaml
+    from balsam.config import Settings
+
+    settings = Settings(**yaml.safe_load(config.settings_text()))
+    assert (config.path / "job-template.sh").is_file()
+    assert config.summary
+    assert settings.filter_tags == {}
+
+
+def test_local_is_known_and_an_unknown_name_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    assert site_config("local").name == "local"
+    with pytest.raises(UnknownSiteError, match=r"'nope'.*local"):
+        site_config("nope")
+    with pytest.raises(UnknownSiteError):
+        site_config(tmp_path)
+
+
+def test_a_folder_in_the_form_of_balsams_own_configs_works(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    import balsam.config
+
+    own = Path(balsam.config.__file__).parent / "defaults" / "alcf_polaris"
+    made = init_site(tmp_path / "site", own, "mine")
+    assert "PBSScheduler" in (made.path / "settings.yml").read_text()
+
+
+def test_a_new_site_is_written_and_reported(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    made = init_site(tmp_path / "a site", "local", "mine")
+    assert gateway.rows[0]["name"] == "mine"
+    assert gateway.rows[0]["path"] == str(made.path)
+    assert (made.path / ".balsam-site").read_text() == "1"
+    assert (made.path / "settings.yml").stat().st_mode & 0o777 == 0o600
+    assert (made.path / "job-template.sh").stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in made.path.iterdir() if path.is_dir()} == {"log", "qsubmit", "data"}
+
+
+def test_what_cannot_be_made_changes_nothing(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        init_site(tmp_path / "there", "local", "mine")
+    with pytest.raises(InputError, match="Its parent must exist"):
+        init_site(tmp_path / "no" / "parent", "local", "mine")
+    with pytest.raises(InputError, match="must not be empty"):
+        init_site(tmp_path / "site", "local", " ")
+    with pytest.raises(UnknownSiteError):
+        init_site(tmp_path / "site", "nope", "mine")
+    gateway.rows.append({"id": 1, "name": "mine", "path": "/elsewhere"})
+    with pytest.raises(InputError, match=r"'mine' already, in /elsewhere"):
+        init_site(tmp_path / "site", "local", "mine")
+    gateway.fails = UnreachableError("no answer")
+    with pytest.raises(UnreachableError):
+        init_site(tmp_path / "site", "local", "other")
+    assert not (tmp_path / "site").exists()
+    assert len(gateway.rows) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["- a list", "launcher: {compute_node: no.such.Node}", "a: [", "compute_node: x"], ids=str
+)
+def test_settings_that_balsam_cannot_use_are_refused_by_name(
+    tmp_path: Path, gateway: type[FakeGateway], text: str
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "settings.yml").write_text(text)
+    with pytest.raises(SettingsError, match=r"own/settings\.yml"):
+        init_site(tmp_path / "site", own, "mine")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_missing_template_is_named(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "settings.yml").write_text((site_config("local").path / "settings.yml").read_text())
+    with pytest.raises(SettingsError, match=r"lacks its job template .*job-template\.sh"):
+        init_site(tmp_path / "site", own, "mine")
+
+
+def test_missing_credentials_are_told(tmp_path: Path) -> None:
+    with pytest.raises(NotLoggedInError, match="balsam login"):
+        init_site(tmp_path / "site", "local", "mine", client_path=tmp_path / "none.yml")
+    assert not (tmp_path / "site").exists()
+
+
+def test_only_the_record_of_that_name_and_path_is_forgotten(gateway: type[FakeGateway]) -> None:
+    gateway.rows.append({"id": 4, "name": "mine", "path": "/a"})
+    assert not forget_site("mine", Path("/b"))
+    assert forget_site("mine", Path("/a"))
+    assert gateway.rows == []
+
+
+def test_the_check_of_a_site_names_what_is_wrong(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    with pytest.raises(InputError, match="is no Balsam site"):
+        check_site(tmp_path)
+    made = init_site(tmp_path / "site", "local", "mine")
+
+    def state() -> dict[str, bool]:
+        return {item.name: item.ok for item in check_site(made.path)}
+
+    fine = {"settings": True, "folders": True, "template": True, "commands": True, "api": True}
+    assert state() == {**fine, "agent": False}
+    (made.path / "balsam-service.pid").write_text("host\n1")
+    assert state() == {**fine, "agent": False}  # silent since January
+    gateway.rows[0]["last_refresh"] = "2999-01-01T00:00:00"
+    assert state() == {**fine, "agent": True}
+    (made.path / "data").rmdir()
+    (made.path / "job-template.sh").unlink()
+    gateway.rows[0]["path"] = "/elsewhere"
+    assert state() == {**fine, "folders": False, "template": False, "api": False, "agent": True}
+    gateway.rows.clear()
+    assert not state()["api"]
+    gateway.fails = UnreachableError("no answer")
+    (made.path / "settings.yml").write_text("launcher: 3")
+    found = {item.name: item.detail for item in check_site(made.path) if not item.ok}
+    assert found["api"] == "no answer"
+    assert set(found) == {"settings", "folders", "api"}
+
+
+def test_the_check_looks_for_the_schedulers_commands(
+    tmp_path: Path, gateway: type[FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import balsam.config
+
+    made = init_site(tmp_path / "site", Path(balsam.config.__file__).parent / "defaults" / "alcf_polaris", "mine")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = next(item for item in check_site(made.path) if item.name == "commands")
+    assert not found.ok
+    assert "qsub" in found.detail
