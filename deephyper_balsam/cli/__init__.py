@@ -26,6 +26,7 @@ _COMMANDS = {
     "app": "app",
     "problem": "problem",
     "search": "search",
+    "simulate": "simulate",
 }
 
 

@@ -1,0 +1,53 @@
+# Two commands on a fresh machine with Python 3.10 or later: `make quickstart` and `make test`.
+
+SHELL  := /bin/bash
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+# The first Python on the path that is new enough
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo "$$p"; break; }; done)
+PIP    := $(PY) -m pip --disable-pip-version-check --quiet
+
+.PHONY: quickstart test lint format bench clean help
+
+help:
+	@echo "make quickstart   set up, then search a network on a Balsam of your own"
+	@echo "make test         set up, then run all tests"
+	@echo "make lint         ruff and mypy --strict"
+	@echo "make bench        the benchmarks of the optimizer (QUICK=1 for a short look)"
+	@echo "make clean        remove what these commands made, the results of quickstart too"
+
+quickstart: $(VENV)/.installed-local
+	@$(VENV)/bin/deephyper-balsam quickstart
+
+# The unit and contract tests side by side, then the live ones on one Balsam
+test: $(VENV)/.installed-test
+	$(PY) -m pytest -m "not live" -n 2 -q
+	$(PY) -m pytest -m live -q
+
+lint: $(VENV)/.installed-test $(VENV)/.installed-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/.installed-lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks $(if $(QUICK),--quick)
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or later is needed, and none is on the path."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(PY)
+	@echo "Installing deephyper-balsam[$*] into $(VENV) ..."
+	@$(PIP) install -e '.[$*]'
+	@touch $@
+
+clean:
+	@if [ -x $(VENV)/bin/deephyper-balsam ] && [ -d quickstart/balsam ]; then \
+		$(VENV)/bin/deephyper-balsam server down --dir quickstart/balsam; fi
+	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

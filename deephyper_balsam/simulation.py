@@ -1,0 +1,147 @@
+"""A whole search on a virtual clock, with the driver's real computing charged to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deephyper_balsam.errors import SettingsError
+from deephyper_balsam.evaluators.simulated import Duration, SimulatedEvaluator, VirtualClock
+from deephyper_balsam.optimizers import make_optimizer
+from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.trial import Config
+from deephyper_balsam.worker import RunFunction
+
+_SMOOTHING = 0.2
+
+
+@dataclass(frozen=True)
+class SimulationReport:
+    """What a simulated search came to.
+
+    Attributes
+    ----------
+    utilization
+        Share of the workers' time spent on trials, from 0 to 1.
+    evaluations, failures
+        Trials that ended within the time, and how many of them failed.
+    best_objective, best_config
+        The best trial that ended within the time, or None.
+    manager_seconds
+        Real seconds the driver computed, all charged to the clock; `tell_seconds` and `ask_seconds` are its parts.
+    longest_loop_seconds
+        The longest the workers' results waited for the driver.
+    workers, minutes
+        What was simulated.
+    """
+
+    utilization: float
+    evaluations: int
+    failures: int
+    best_objective: float | None
+    best_config: Config | None
+    manager_seconds: float
+    tell_seconds: float
+    ask_seconds: float
+    longest_loop_seconds: float
+    workers: int
+    minutes: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return asdict(self)
+
+
+def simulate(
+    problem: HpProblem,
+    run: RunFunction,
+    *,
+    method: str = "ambs",
+    workers: int,
+    minutes: float,
+    duration: Duration,
+    seed: int = 0,
+    max_evals: int | None = None,
+    timer: Callable[[], float] = time.perf_counter,
+    **options: Any,
+) -> SimulationReport:
+    """Search for `minutes` of virtual time on `workers` workers.
+
+    The driver is one process on one core: every second it computes, model fits included, passes on the virtual clock
+    before its next suggestions start. While it computes, workers that become free find the backlog.
+
+    Parameters
+    ----------
+    duration
+        How long each trial takes (`normal_durations`, `own_durations`).
+    max_evals
+        Ends the simulation earlier.
+    options
+        Of the method.
+
+    Raises
+    ------
+    SettingsError
+        When a value is out of range, or the method or an option is unknown.
+    """
+    if minutes <= 0:
+        raise SettingsError(f"`minutes > 0` must hold, but got {minutes}.")
+    horizon_s = 60.0 * minutes
+    clock = VirtualClock()
+    evaluator = SimulatedEvaluator(run, workers, clock, duration)
+    optimizer = make_optimizer(method, problem, seed=seed, num_workers=workers, **options)
+    configs: dict[int, Config] = {}
+    best_objective: float | None = None
+    best_number = -1
+    evaluations = failures = asked = 0
+    tell_s = ask_s = longest_s = 0.0
+
+    while clock.now < horizon_s and (max_evals is None or evaluations < max_evals):
+        arrived = [
+            result for result in evaluator.collect() if result.ended_at is not None and result.ended_at <= horizon_s
+        ]
+        began = timer()
+        if arrived:
+            optimizer.tell(arrived)
+        told = timer()
+        wanted = evaluator.capacity + evaluator.backlog - evaluator.under_way
+        if max_evals is not None:
+            wanted = min(wanted, max_evals - asked)
+        trials = optimizer.ask(wanted) if wanted > 0 else []
+        answered = timer()
+        tell_s, ask_s = tell_s + told - began, ask_s + answered - told
+        longest_s = max(longest_s, answered - began)
+        clock.advance(answered - began)
+        evaluator.delay_s += _SMOOTHING * (answered - began - evaluator.delay_s)
+        asked += len(trials)
+        configs.update((trial.number, trial.config) for trial in trials)
+        evaluator.submit(trials)
+        for result in arrived:
+            evaluations += 1
+            assert result.number is not None
+            config = configs.pop(result.number)
+            if result.objective is None:
+                failures += 1
+            elif best_objective is None or result.objective > best_objective:
+                best_objective, best_number, best_config = result.objective, result.number, config
+        if not evaluator.under_way:
+            break  # the space is exhausted, or a generation cannot be filled
+        clock.now = max(clock.now, min(evaluator.next_end(), horizon_s))
+
+    optimizer.close()
+    span_s = min(clock.now, horizon_s)
+    return SimulationReport(
+        utilization=evaluator.busy_s(span_s) / (workers * span_s) if span_s else 0.0,
+        evaluations=evaluations,
+        failures=failures,
+        best_objective=best_objective,
+        best_config=best_config if best_number >= 0 else None,
+        manager_seconds=tell_s + ask_s,
+        tell_seconds=tell_s,
+        ask_seconds=ask_s,
+        longest_loop_seconds=longest_s,
+        workers=workers,
+        minutes=minutes,
+    )

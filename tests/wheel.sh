@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A user of the wheel, outside the checkout: the command works, and apps/, site-configs/ and jobscripts/ came along.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+folder=${1:?usage: tests/wheel.sh EMPTY_FOLDER}
+
+"$here/.venv/bin/python" -m pip --quiet --disable-pip-version-check wheel --no-deps -w "$folder" "$here"
+"$here/.venv/bin/python" -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip --quiet --disable-pip-version-check install "$folder"/deephyper_balsam-*.whl
+cd "$folder"
+venv/bin/deephyper-balsam --version
+venv/bin/deephyper-balsam problem check ackley
+venv/bin/deephyper-balsam site configs
+test -e "$(venv/bin/python -c 'from deephyper_balsam.resources import folder; print(folder("jobscripts"))')/README.md"
+venv/bin/deephyper-balsam server up --dir balsam 2>&1 | grep -F "deephyper-balsam[local]" # says what to install
