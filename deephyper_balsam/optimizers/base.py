@@ -262,6 +262,11 @@ class HistoryOptimizer:
         return rows[: len(taken)], keys[: len(taken)]
 
     def _redraw(self, rng: np.random.Generator, taken: Mapping[bytes, None]) -> tuple[FloatArray, bytes] | None:
+        """A random new legal row and its key, or None if there is no more.
+
+        A few draws first; then a space of up to 2**18 configurations is gone through completely, and of a larger one
+        16384 draws in vain count as its end.
+        """
         encoder = self._encoder
         for tries in (_FIRST_TRIES, _LAST_TRIES):
             if tries == _LAST_TRIES:
@@ -290,11 +295,12 @@ class HistoryOptimizer:
             If the configuration of a warm start is not in the space. Nothing was learnt then.
         """
         results = list(results)
+        warm_rows = iter(self._warm_rows([result.config or {} for result in results if result.number is None]))
         accepted: list[tuple[Result, FloatArray | None]] = []
         values: dict[int, float | None] = {}
         for result in results:
             if result.number is None:
-                accepted.append((result, self._warm_row(result)))
+                accepted.append((result, next(warm_rows)))
             elif self._is_new(result, values):
                 values[result.number] = result.objective
                 accepted.append((result, None))
@@ -334,13 +340,11 @@ class HistoryOptimizer:
             )
         return False
 
-    def _warm_row(self, result: Result) -> FloatArray:
+    def _warm_rows(self, configs: Sequence[Config]) -> FloatArray:
         try:
-            config = self._problem.check_configuration(result.config or {})
+            return self._encoder.encode(self._problem.check_configurations(configs))
         except ProblemError as error:
-            raise ProblemError(f"The warm start {result.config} is not in the space: {error}") from error
-        row: FloatArray = self._encoder.encode([config])[0]
-        return row
+            raise ProblemError(f"A warm start is not in the space: {error}") from error
 
     def withdraw(self, numbers: Iterable[int]) -> None:
         """Forget pending trials that will never be evaluated; their configurations may be asked again.
@@ -385,7 +389,7 @@ class HistoryOptimizer:
         TellError
             If something was asked or told before, a number comes twice, or a result belongs to no trial.
         ProblemError
-            If a configuration is not in the space.
+            If a configuration is not in the space. After either error the optimizer is of no more use.
         """
         if self.num_asked or self.num_told:
             raise TellError(f"`restore` needs a fresh optimizer, but {self.num_asked} trials were asked already.")
@@ -393,7 +397,7 @@ class HistoryOptimizer:
         for one, other in pairwise(ordered):
             if one.number == other.number:
                 raise TellError(f"Trial {one.number} comes twice in `trials`.")
-        configs = [self._problem.check_configuration(trial.config) for trial in ordered]
+        configs = self._problem.check_configurations([trial.config for trial in ordered])
         rows = self._encoder.encode(configs)
         for trial, row, key in zip(ordered, rows, self._encoder.keys(rows), strict=True):
             self._history.ask(row, trial.number)
