@@ -5,6 +5,7 @@ It parses, builds, calls, and maps errors to exit codes. Only here the package p
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 from typing import Any
@@ -45,6 +46,7 @@ class _LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        logging.getLogger("balsam.client").setLevel(logging.ERROR)  # its warnings say again what our errors say
         try:
             return super().invoke(ctx)
         except InputError as error:

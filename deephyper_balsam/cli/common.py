@@ -40,6 +40,11 @@ def echo_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], as_jso
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def run_target(problem: str) -> str:
+    """Return the target of the run function beside a problem, whatever the problem is called in its file."""
+    return problem.partition(":")[0]
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Write the package's log lines into `path` while the block runs."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from deephyper_balsam.cli import EXIT_NO_RESULT
-from deephyper_balsam.cli.common import echo_json, json_option
+from deephyper_balsam.cli.common import echo_json, json_option, run_target
 
 
 @click.group()
@@ -44,9 +44,9 @@ def show(target: str, as_json: bool) -> None:
 
 @problem.command()
 @click.argument("target")
-@click.option("--run", "run_target", help="The run function. [default: found beside the problem]")
+@click.option("--run", help="The run function. [default: found beside the problem]")
 @json_option
-def check(target: str, run_target: str | None, as_json: bool) -> None:
+def check(target: str, run: str | None, as_json: bool) -> None:
     """Evaluate the default configuration of TARGET here, once, as a node would, and say what came of it.
 
     \b
@@ -57,7 +57,7 @@ def check(target: str, run_target: str | None, as_json: bool) -> None:
 
     found = resolve_problem(target)
     found.check()
-    spec = resolve_run(run_target or target)
+    spec = resolve_run(run or run_target(target))
     config = found.starting_points[0] if found.starting_points else found.default_configuration
     outcome = _evaluate_here(spec, config)
     if as_json:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from deephyper_balsam.cli.common import drive
+from deephyper_balsam.cli.common import drive, run_target
 
 if TYPE_CHECKING:
     from deephyper_balsam.evaluators.balsam import BalsamEvaluator
@@ -32,7 +34,7 @@ _NAME = "quickstart"
 @click.option(
     "--problem", default="digits", show_default=True, help="A bundled application, or what `search run` takes."
 )
-@click.option("--seed", type=int, default=42, show_default=True, help="Makes the search repeatable.")
+@click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Makes the search repeatable.")
 @click.option("--keep", is_flag=True, help="Leave Balsam running, to look around with its own commands.")
 def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem: str, seed: int, keep: bool) -> None:
     """Start a Balsam server, site and launcher in one folder, search a network on real data, stop what was started.
@@ -42,13 +44,16 @@ def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem:
       deephyper-balsam quickstart --max-evals 30 --workers 2
     """
     from deephyper_balsam.allocations import AllocationRequest
-    from deephyper_balsam.apps import resolve_problem
+    from deephyper_balsam.apps import resolve_problem, resolve_run
     from deephyper_balsam.evaluators.balsam import BalsamEvaluator
     from deephyper_balsam.jobs import Resources
     from deephyper_balsam.search import Search
     from deephyper_balsam.sites.local import LocalStack
 
     space = resolve_problem(problem)
+    space.check()
+    resolve_run(run_target(problem))  # what is wrong with it is said before anything is started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it is to stop what it started, as on Ctrl-C
     stack = LocalStack(folder / "balsam")
     was_running = stack.status().running
     click.echo(f"Starting Balsam in {stack.folder} ...")
@@ -56,7 +61,7 @@ def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem:
     click.echo(f"  server {status.url}, site {status.site.name if status.site else '?'}")
     try:
         evaluator = BalsamEvaluator(
-            problem,
+            run_target(problem),
             "local",
             resources=Resources(evals_per_node=workers),
             allocation=AllocationRequest(nodes=1, wall_time_min=120),
@@ -71,9 +76,11 @@ def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem:
         if keep or was_running:
             click.echo("Balsam goes on running; point its own commands at it with")
             for variable, value in stack.env.items():
-                click.echo(f"  export {variable}='{value}'")
-            click.echo(f"and stop it with: deephyper-balsam server down --dir '{stack.folder}'")
+                click.echo(f"  export {variable}={shlex.quote(value)}")
+            click.echo(f"and stop it with: deephyper-balsam server down --dir {shlex.quote(str(stack.folder))}")
         else:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # half a stop would leave processes behind
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             stack.down()
             click.echo("Balsam is stopped; its data stays, and `quickstart --keep` brings it back.")
     raise click.exceptions.Exit(code)

@@ -13,7 +13,7 @@ import click
 import yaml
 
 from deephyper_balsam.cli import EXIT_NO_RESULT
-from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option
+from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option, run_target
 from deephyper_balsam.errors import SettingsError
 
 _REQUIRED = ("problem", "site")
@@ -173,7 +173,7 @@ def _build(name: str, settings: dict[str, Any]) -> Any:
     if "nodes" in settings:
         allocation = AllocationRequest(**_known(AllocationRequest, settings))
     evaluator = BalsamEvaluator(
-        settings.get("run") or settings["problem"],
+        settings.get("run") or run_target(settings["problem"]),
         settings["site"],
         resources=Resources(**needs),
         eval_timeout=settings.get("eval_timeout"),
