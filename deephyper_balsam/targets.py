@@ -17,9 +17,14 @@ MAX_TRACEBACK_CHARS = 20_000
 _OURS = tuple(str(Path(__file__).with_name(name)) for name in ("targets.py", "worker.py", "command.py"))
 
 
+def printable(text: str) -> str:
+    """Return `text` with what UTF-8 cannot hold escaped: Balsam's API answers 500 for ever to a row that holds it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shorten(text: str) -> str:
     """Return `text` as one line of at most `MAX_REASON_CHARS` characters."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_REASON_CHARS else line[: MAX_REASON_CHARS - 1] + "…"
 
 
@@ -34,7 +39,7 @@ def own_traceback(error: BaseException) -> str:
     while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
-    return text[-MAX_TRACEBACK_CHARS:]
+    return printable(text)[-MAX_TRACEBACK_CHARS:]
 
 
 def _where(error: BaseException, place: str) -> str:

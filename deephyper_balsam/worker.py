@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from deephyper_balsam.command import run_command
+from deephyper_balsam.command import end_children, run_command
 from deephyper_balsam.errors import TargetError
-from deephyper_balsam.targets import load_object, own_traceback, reason, shorten
+from deephyper_balsam.targets import load_object, own_traceback, printable, reason, shorten
 
 MAX_METADATA_CHARS = 50_000
+_LEFT_OUT = "(too large, left out)"
 _WATCHDOG_GRACE_S = 10.0
 _RANK_VARIABLES = (
     "OMPI_COMM_WORLD_RANK",
@@ -132,29 +131,37 @@ def _failure(reason: str) -> Outcome:
 
 def _plain_metadata(metadata: Any) -> dict[str, Any]:
     """Return `metadata` as JSON values: what JSON cannot hold becomes text, what is too large is named and left out."""
+    try:
+        plain = _plain(metadata)
+    except Exception as error:  # the objective is good all the same
+        return {"metadata": f"(left out: {reason(error)})"}
     if not isinstance(metadata, Mapping):
-        return {"metadata": _plain(metadata)}
-    plain = {str(key): _plain(value) for key, value in metadata.items()}
+        plain = {"metadata": plain}
     if len(json.dumps(plain)) <= MAX_METADATA_CHARS:
-        return plain
-    return {
-        key: value if len(json.dumps(value)) <= MAX_METADATA_CHARS // (len(plain) + 1) else "(too large, left out)"
-        for key, value in plain.items()
-    }
+        return dict(plain)
+    share = MAX_METADATA_CHARS // (len(plain) + 1)
+    kept = {key: value if len(json.dumps(value)) <= share else _LEFT_OUT for key, value in plain.items()}
+    if len(json.dumps(kept)) > MAX_METADATA_CHARS:
+        return {"metadata": f"(left out: {len(kept)} keys are too many)"}
+    return kept
 
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if value is None or isinstance(value, (bool, int, str)):
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value) if abs(value) < 2**63 else str(value)  # Balsam's API cannot answer with larger ones
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {printable(str(key)): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(entry) for entry in value]
-    return str(value)
+    return printable(str(value))
 
 
 # --- the time limit --------------------------------------------------------------------------------------------------
@@ -206,19 +213,6 @@ def _watch(parent_pid: int, limit_s: float, on_stuck: Callable[[], None]) -> Non
         end_children(parent_pid, sparing=os.getpid())
         os.kill(parent_pid, signal.SIGKILL)
         os._exit(0)
-
-
-def end_children(pid: int, sparing: int | None = None) -> None:
-    """End every process that `pid` started and that still runs, except `sparing`."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = [child for child in psutil.Process(pid).children(recursive=True) if child.pid != sparing]
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
-        _, alive = psutil.wait_procs(children, timeout=2)
-        for child in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
 
 
 # --- inside Balsam ---------------------------------------------------------------------------------------------------
