@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _PLACEHOLDER = re.compile(r"{{\s*(\w+)\s*}}")
 
@@ -57,10 +60,15 @@ def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir:
         ) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            log.write(line)
-            sys.stdout.write(line)
-            lines.append(line)
+        try:
+            for line in process.stdout:
+                log.write(line)
+                sys.stdout.write(line)
+                lines.append(line)
+        except BaseException:  # its time is over: Popen would wait for the command
+            end_children(process.pid)
+            process.kill()
+            raise
     output = "".join(lines)
     if process.returncode != 0:
         tail = "".join(lines[-10:]).strip()
@@ -70,7 +78,7 @@ def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir:
 
 
 def _negate(value: Any) -> Any:
-    return -value if isinstance(value, (int, float)) else value
+    return -value if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def read_objective(rule: Mapping[str, Any], output: str, workdir: Path) -> Any:
@@ -90,3 +98,16 @@ def read_objective(rule: Mapping[str, Any], output: str, workdir: Path) -> Any:
             raise RuntimeError(f"{rule['json']} has no key {key!r}")
         found = found[part]
     return found
+
+
+def end_children(pid: int, sparing: int | None = None) -> None:
+    """End every process that `pid` started and that still runs, except `sparing`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = [child for child in psutil.Process(pid).children(recursive=True) if child.pid != sparing]
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        _, alive = psutil.wait_procs(children, timeout=2)
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
