@@ -2,8 +2,8 @@
 
 `BalsamApi` answers on loopback what `balsam/server/routers` and `balsam/server/models/crud` answer, from tables in
 memory, with the server's own schemas and JSON encoder, so that what the real server refuses is refused here too. It
-keeps a log of requests, and fails on request. `VirtualSite` is the site's agent and launcher, one method a step, without
-threads; `PlayingSite` makes those steps by itself.
+keeps a log of requests, and fails on request. `VirtualSite` is the site's agent and launcher, one method a step,
+without threads; `PlayingSite` makes those steps by itself.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ class BalsamApi:
         self._faults: list[_Fault] = []
         self._connections: set[socket.socket] = set()
         self._skew = timedelta()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
@@ -422,6 +421,13 @@ def _drop(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it is closed already
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        pass  # a client that gave up waiting
 
 
 def _handler_of(api: BalsamApi) -> type[BaseHTTPRequestHandler]:

@@ -1,0 +1,569 @@
+"""The node's side: every way in which a run can end is an outcome, and the outcome arrives."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import psutil
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "fakes"))
+
+from balsam_api import BalsamApi, VirtualSite
+
+from deephyper_balsam import worker
+from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.worker import RunningJob, TrialTimeout, evaluate, interpret, run_trial, time_limit
+
+pytest_plugins = ["balsam_fixtures"]
+
+JOB = RunningJob(3, {"x": 1.5, "units": 8})
+
+
+def outcome_of(returned: Any) -> dict[str, Any]:
+    return evaluate(lambda job: returned, JOB)
+
+
+class Tensor:
+    """The face of a torch tensor: `item`, `numel`, `tolist`, and `size` as a method."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def numel(self) -> int:
+        return len(self.values)
+
+    def size(self) -> tuple[int, ...]:
+        return (len(self.values),)
+
+    def tolist(self) -> list[float]:
+        return list(self.values)
+
+    def item(self) -> float:
+        if len(self.values) != 1:
+            raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+        return self.values[0]
+
+
+# --- what the run function gets --------------------------------------------------------------------------------------
+
+
+def test_the_job_is_a_mapping_with_deephypers_face() -> None:
+    assert JOB["x"] == 1.5
+    assert JOB.get("dropout", 0.1) == 0.1
+    assert "units" in JOB
+    assert dict(JOB) == JOB.parameters == {"x": 1.5, "units": 8}
+    assert len(JOB) == 2
+    assert JOB.id == 3
+    assert repr(JOB) == "RunningJob(id=3, parameters={'x': 1.5, 'units': 8})"
+    assert {**JOB} == {"x": 1.5, "units": 8}
+    with pytest.raises(KeyError):
+        JOB["dropout"]
+
+
+def test_changing_the_parameters_leaves_the_callers_configuration_alone() -> None:
+    config = {"x": 1}
+    RunningJob(0, config).parameters["x"] = 2
+    assert config == {"x": 1}
+
+
+# --- what it may return ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "objective"),
+    [
+        (0.93, 0.93),
+        (1, 1.0),
+        (-0.0, 0.0),
+        (10**20, 1e20),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7.0),
+        (np.array([0.25]), 0.25),
+        (np.array(0.25), 0.25),
+        (np.array([[0.25]]), 0.25),
+        (Tensor(0.75), 0.75),
+        ({"objective": 0.9}, 0.9),
+        ({"objective": np.array([0.9])}, 0.9),
+        ({"objective": 2, "metadata": None}, 2.0),
+    ],
+    ids=str,
+)
+def test_a_number_in_any_of_these_clothes_is_the_objective(returned: Any, objective: float) -> None:
+    outcome = outcome_of(returned)
+    assert (outcome["objective"], outcome["failure"], outcome["metadata"]) == (objective, None, {})
+    assert type(outcome["objective"]) is float
+
+
+@pytest.mark.parametrize(
+    ("returned", "failure"),
+    [
+        (math.nan, "returned nan"),
+        (math.inf, "returned inf"),
+        (-math.inf, "returned -inf"),
+        (np.float64("nan"), "returned nan"),
+        (None, "returned None instead of a number (is a `return` missing?)"),
+        (True, "returned bool instead of a number: True"),
+        (np.True_, "returned bool instead of a number: True"),
+        ("0.93", "returned text instead of a number: '0.93'"),
+        ("", "returned text instead of a number: ''"),
+        ("F_out_of_memory", "out_of_memory"),
+        ("F", "the run function returned 'F'"),
+        ("F_", "the run function returned 'F'"),
+        ("F: diverged", "diverged"),
+        (np.array([1.0, 2.0]), "returned ndarray instead of a number: array([1., 2.])"),
+        (np.array([]), "returned ndarray instead of a number: array([], dtype=float64)"),
+        ([0.9], "returned list instead of a number: [0.9]"),
+        ((0.9, 0.1), "returned tuple instead of a number: (0.9, 0.1)"),
+        (1 + 2j, "returned complex instead of a number: (1+2j)"),
+        (10**400, "returned an integer too large for a float"),
+        ({"loss": 0.1, "acc": 1}, "returned a dict without \"objective\" (its keys: ['acc', 'loss'])"),
+        ({}, 'returned a dict without "objective" (its keys: [])'),
+        ({"objective": None}, "returned None instead of a number (is a `return` missing?)"),
+        ({"objective": "F_nan_loss"}, "nan_loss"),
+    ],
+    ids=str,
+)
+def test_anything_else_is_a_failure_that_says_what_came(returned: Any, failure: str) -> None:
+    outcome = outcome_of(returned)
+    assert (outcome["objective"], outcome["failure"]) == (None, failure)
+
+
+def test_a_tensor_of_two_numbers_is_a_failure() -> None:
+    assert outcome_of(Tensor(1.0, 2.0))["failure"].startswith("returned Tensor instead of a number")
+
+
+def test_an_object_that_cannot_even_be_shown_is_a_failure() -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            raise ValueError("do not look at me")
+
+    assert outcome_of(Shy())["failure"] == "ValueError: do not look at me"
+
+
+def test_a_failure_keeps_its_metadata() -> None:
+    outcome = interpret({"objective": "F_diverged", "metadata": {"epoch": 3}})
+    assert (outcome["failure"], outcome["metadata"]) == ("diverged", {"epoch": 3})
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+def metadata_of(metadata: Any) -> Any:
+    outcome = outcome_of({"objective": 1.0, "metadata": metadata})
+    assert outcome["objective"] == 1.0
+    text = json.dumps(outcome, allow_nan=False)
+    assert len(text) < 60_000
+    orjson.dumps(json.loads(text))  # what Balsam's server does when it is asked for the job
+    return outcome["metadata"]
+
+
+def test_metadata_becomes_json_and_what_json_cannot_hold_becomes_text() -> None:
+    assert metadata_of(
+        {
+            "loss": np.float32(0.5),
+            "curve": np.array([1, 2]),
+            "tensor": Tensor(1.0, 2.0),
+            "flags": (True, None),
+            "names": {"a"},
+            3: "three",
+            "nan": math.nan,
+            "path": Path("/tmp/model"),
+            "nested": {"deep": [{"inf": math.inf}]},
+        }
+    ) == {
+        "loss": 0.5,
+        "curve": [1, 2],
+        "tensor": [1.0, 2.0],
+        "flags": [True, None],
+        "names": ["a"],
+        "3": "three",
+        "nan": "nan",
+        "path": "/tmp/model",
+        "nested": {"deep": [{"inf": "inf"}]},
+    }
+
+
+def test_metadata_that_is_no_dict_is_kept_under_its_own_name() -> None:
+    assert metadata_of([1, 2]) == {"metadata": [1, 2]}
+
+
+def test_what_is_too_large_is_named_and_left_out_and_the_rest_kept() -> None:
+    assert metadata_of({"epochs": 3, "weights": list(range(100_000))}) == {
+        "epochs": 3,
+        "weights": "(too large, left out)",
+    }
+
+
+def test_too_many_keys_are_left_out_together() -> None:
+    assert metadata_of({f"k{n}": n for n in range(50_000)}) == {"metadata": "(left out: 50000 keys are too many)"}
+
+
+def test_metadata_that_holds_itself_does_not_cost_the_objective() -> None:
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    assert metadata_of(circle)["metadata"].startswith("(left out: RecursionError")
+
+
+def test_text_and_numbers_that_balsams_api_cannot_answer_with_are_made_harmless() -> None:
+    assert metadata_of({"file": "caf\udce9.txt", "\udce9": 1, "seed": 2**64, "small": -(2**63) + 1}) == {
+        "file": "caf\\udce9.txt",
+        "\\udce9": 1,
+        "seed": str(2**64),
+        "small": -(2**63) + 1,
+    }
+
+
+# --- what it may raise -----------------------------------------------------------------------------------------------
+
+
+def failing(error: BaseException) -> Callable[[RunningJob], Any]:
+    def run(job: RunningJob) -> Any:
+        raise error
+
+    return run
+
+
+def test_an_exception_is_a_failure_with_its_traceback_from_the_users_frame_on() -> None:
+    outcome = evaluate(failing(ValueError("the loss\n is  negative")), JOB)
+    assert outcome["failure"] == "ValueError: the loss is negative"
+    assert "in run" in outcome["traceback"]
+    assert "deephyper_balsam/worker.py" not in outcome["traceback"]
+    assert outcome["objective"] is None
+
+
+def test_an_exception_without_words_is_named_by_its_class() -> None:
+    assert evaluate(failing(MemoryError()), JOB)["failure"] == "MemoryError"
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, "0"), (None, "None"), ("bye", "'bye'")])
+def test_sys_exit_is_a_failure_whatever_its_code(code: Any, said: str) -> None:
+    assert evaluate(failing(SystemExit(code)), JOB)["failure"] == f"the run function called sys.exit({said})"
+
+
+def test_endless_recursion_is_a_failure_with_a_short_traceback() -> None:
+    def run(job: RunningJob) -> Any:
+        return run(job)
+
+    outcome = evaluate(run, JOB)
+    assert outcome["failure"].startswith("RecursionError")
+    assert len(outcome["traceback"]) <= 20_000
+
+
+def test_a_long_message_is_cut() -> None:
+    outcome = evaluate(failing(ValueError("x" * 100_000)), JOB)
+    assert len(outcome["failure"]) == 500
+    assert len(outcome["traceback"]) <= 20_000
+
+
+def test_a_message_with_broken_unicode_can_be_stored_and_read_again() -> None:
+    outcome = evaluate(failing(FileNotFoundError("no file caf\udce9.txt")), JOB)
+    assert outcome["failure"] == "FileNotFoundError: no file caf\\udce9.txt"
+    orjson.dumps(outcome)
+
+
+def test_keyboard_interrupt_goes_through() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(failing(KeyboardInterrupt()), JOB)
+
+
+def test_start_end_and_host_are_those_of_the_run() -> None:
+    times = iter([100.0, 107.5])
+    outcome = evaluate(lambda job: 1.0, JOB, clock=lambda: next(times))
+    assert (outcome["start"], outcome["end"], outcome["host"]) == (100.0, 107.5, socket.gethostname())
+
+
+def test_what_a_run_prints_goes_to_the_jobs_output(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(job: RunningJob) -> float:
+        print("epoch 1\x00\udce9".encode("utf-8", "replace"))
+        return 1.0
+
+    assert evaluate(run, JOB)["objective"] == 1.0
+    assert "epoch 1" in capsys.readouterr().out
+
+
+# --- the time limit --------------------------------------------------------------------------------------------------
+
+
+def never() -> None:
+    raise AssertionError("the watchdog must not speak")
+
+
+def test_python_code_over_its_time_gets_the_timeout_even_through_except_exception() -> None:
+    def run(job: RunningJob) -> float:
+        while True:
+            try:
+                time.sleep(10)
+            except Exception:
+                continue
+
+    began_at = time.monotonic()
+    with time_limit(0.2, never):
+        outcome = evaluate(run, JOB)
+    assert outcome["failure"] == "timed out after 0.2 s"
+    assert time.monotonic() - began_at < 5
+
+
+def test_a_run_within_its_time_leaves_neither_timer_nor_watchdog() -> None:
+    before = set(psutil.Process().children())
+    with time_limit(60, never):
+        outcome = evaluate(lambda job: 2.0, JOB)
+    assert outcome["objective"] == 2.0
+    assert set(psutil.Process().children()) == before
+    import signal
+
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_without_a_limit_nothing_is_started() -> None:
+    before = set(psutil.Process().children())
+    for limit_s in (None, 0):
+        with time_limit(limit_s, never):
+            assert set(psutil.Process().children()) == before
+
+
+def test_the_timeout_passes_through_code_that_is_not_evaluated() -> None:
+    with pytest.raises(TrialTimeout, match=r"timed out after 0\.1 s"), time_limit(0.1, never):
+        time.sleep(10)
+
+
+def is_gone(pid: int) -> bool:
+    """Return whether a process ended within a few seconds; one that nobody waited for has ended too."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def python(code: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False, **more
+    )
+
+
+def test_code_that_does_not_react_is_ended_with_its_children_after_the_failure_was_delivered(tmp_path: Path) -> None:
+    ended = python(
+        f"""
+        import signal, subprocess, sys, time
+        from pathlib import Path
+        from deephyper_balsam import worker
+        worker._WATCHDOG_GRACE_S = 0.3
+        def give_up():
+            Path({str(tmp_path / "said")!r}).write_text("given up")
+        with worker.time_limit(0.2, give_up):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as code that hangs outside Python
+            child = subprocess.Popen(["sleep", "300"])
+            print(child.pid, flush=True)
+            while True:
+                time.sleep(1)
+        """
+    )
+    assert ended.returncode == -9
+    assert (tmp_path / "said").read_text() == "given up"
+    assert is_gone(int(ended.stdout))
+
+
+# --- inside Balsam ---------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Balsam's client as `deliver` uses it: the network is away while `down` is true."""
+
+    def __init__(self, down: bool = False) -> None:
+        self.down = down
+        self.sent: list[Any] = []
+
+    def bulk_patch(self, url: str, rows: list[Any]) -> None:
+        if self.down:
+            raise TimeoutError("Exceeded max retries")
+        self.sent.append((url, rows))
+
+
+def app_for(client: Any, data: dict[str, Any] | None = None, nodes: int = 1, ranks: int = 1) -> Any:
+    job = SimpleNamespace(id=17, data=data or {}, tags={"trial": "4"}, num_nodes=nodes, ranks_per_node=ranks)
+    return SimpleNamespace(job=job, _client=client)
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A run function that counts its calls in a file."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "counted_run.py"
+    file.write_text(
+        "import pathlib\n"
+        "def run(job):\n"
+        "    with open('calls', 'a') as calls:\n"
+        "        calls.write(f'{job.id} {job[\"x\"]}\\n')\n"
+        "    return job['x'] * 2\n"
+    )
+    return {"kind": "function", "name": "counted", "target": f"{file}:run", "search_path": []}
+
+
+def test_the_outcome_is_written_beside_what_the_jobs_data_held(spec: dict[str, Any]) -> None:
+    client = Client()
+    outcome = run_trial(app_for(client, {"asked": {"kind": "model"}}), spec, {"x": 2.0})
+    assert outcome["objective"] == 4.0
+    assert client.sent == [("jobs/", [{"id": 17, "data": {"asked": {"kind": "model"}, "result": outcome}}])]
+    assert Path("calls").read_text() == "4 2.0\n"
+
+
+def test_a_trial_that_has_a_result_is_not_run_again(spec: dict[str, Any]) -> None:
+    client = Client()
+    before = {"objective": 0.5, "failure": None}
+    assert run_trial(app_for(client, {"result": before}), spec, {"x": 2.0}) == before
+    assert not Path("calls").exists()
+    assert client.sent == []
+
+
+def test_where_the_api_is_out_of_reach_the_return_value_brings_the_outcome(
+    spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run_trial(app_for(Client(down=True)), spec, {"x": 2.0})
+    assert outcome["objective"] == 4.0
+    assert "it goes by the return value" in capsys.readouterr().out
+
+
+def test_a_run_function_that_cannot_be_loaded_on_the_node_is_a_failure_and_no_crash(spec: dict[str, Any]) -> None:
+    outcome = run_trial(app_for(Client()), {**spec, "target": "/nowhere/run.py:run"}, {"x": 2.0})
+    assert outcome["failure"].startswith("TargetError: /nowhere/run.py does not exist on")
+
+
+@pytest.mark.parametrize("variable", worker._RANK_VARIABLES)
+def test_only_the_first_rank_delivers(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name in worker._RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for rank, sent in (("1", 0), ("0", 1)):
+        client = Client()
+        monkeypatch.setenv(variable, rank)
+        assert worker.rank() == int(rank)
+        assert run_trial(app_for(client, nodes=2, ranks=2), spec, {"x": 2.0})["objective"] == 4.0
+        assert len(client.sent) == sent
+
+
+def test_a_run_of_one_process_delivers_whatever_rank_the_environment_names(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")  # that of the launcher
+    client = Client()
+    run_trial(app_for(client), spec, {"x": 2.0})
+    assert len(client.sent) == 1
+
+
+def test_the_time_limit_of_the_job_ends_the_run_and_the_processes_it_started(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import subprocess, time\n"
+        "def run(job):\n"
+        "    child = subprocess.Popen(['sleep', '300'])\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "    time.sleep(300)\n"
+    )
+    client = Client()
+    spec = {"kind": "function", "name": "slow", "target": f"{file}:run", "search_path": []}
+    outcome = run_trial(app_for(client, {"eval_timeout_s": 0.5}), spec, {})
+    assert outcome["failure"] == "timed out after 0.5 s"
+    assert client.sent[0][1][0]["data"]["result"] == outcome
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_children_that_outlive_a_good_run_are_ended(tmp_path: Path) -> None:
+    file = tmp_path / "leaver.py"
+    file.write_text(
+        "import subprocess\n"
+        "def run(job):\n"
+        "    child = subprocess.Popen(['bash', '-c', 'trap \"\" TERM; sleep 300'])\n"
+        "    return float(child.pid)\n"
+    )
+    spec = {"kind": "function", "name": "leaver", "target": f"{file}:run", "search_path": []}
+    pid = int(run_trial(app_for(Client()), spec, {})["objective"])
+    assert is_gone(pid)
+
+
+def test_the_watchdogs_word_arrives_through_a_real_api(
+    api: BalsamApi, site: VirtualSite, gateway: Gateway, client_yml: Path, tmp_path: Path
+) -> None:
+    app = {"site_id": site.id, "name": "hang", "serialized_class": "", "source_code": ""}
+    app_id = gateway.create_app(app)["id"]
+    job = {"app_id": app_id, "workdir": "a", "tags": {"search": "s", "trial": "0"}, "data": {"eval_timeout_s": 0.2}}
+    [job_id] = gateway.create_jobs([job])
+    (tmp_path / "hang.py").write_text(
+        "import signal, time\n"
+        "def run(job):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
+        "    time.sleep(300)\n"
+    )
+    ended = python(
+        f"""
+        from types import SimpleNamespace
+        from deephyper_balsam import worker
+        from deephyper_balsam.gateway import Gateway
+        worker._WATCHDOG_GRACE_S = 0.2
+        job = SimpleNamespace(id={job_id}, data={{"eval_timeout_s": 0.2}}, tags={{"trial": "0"}}, num_nodes=1,
+                              ranks_per_node=1)
+        app = SimpleNamespace(job=job, _client=Gateway({str(client_yml)!r})._client)
+        spec = {{"kind": "function", "target": {str(tmp_path / "hang.py:run")!r}}}
+        worker.run_trial(app, spec, {{}})
+        """,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == -9
+    assert api.jobs[job_id]["data"]["result"]["failure"] == "timed out after 0.2 s"
+    assert api.jobs[job_id]["data"]["eval_timeout_s"] == 0.2
+
+
+def test_every_update_of_a_job_in_the_agent_leaves_the_same_columns() -> None:
+    from balsam._api.models import Job
+    from balsam.schemas import serialize
+
+    def job(job_id: int) -> Any:
+        made = {"id": job_id, "app_id": 1, "workdir": "a", "parent_ids": [], "last_update": "2024-01-01T00:00:00"}
+        blank = {"pending_file_cleanup": True, "serialized_parameters": "", "serialized_return_value": ""}
+        return Job._from_api({**made, **blank, "serialized_exception": "", "state": "RUN_DONE"})
+
+    fresh, ended, raised = job(1), job(2), job(3)
+    for one in (ended, raised):  # as the agent's worker does before it calls postprocess
+        one.state = "RUN_DONE"
+    ended._update_model.serialized_return_value = serialize(4.0)
+    raised._update_model.serialized_exception = serialize((ValueError(), None))
+    for one, state in ((fresh, "PREPROCESSED"), (ended, "POSTPROCESSED"), (raised, "FAILED")):
+        worker.even_update(one, state)
+    updates = [one._update_model.dict(exclude_unset=True) for one in (fresh, ended, raised)]
+    assert {frozenset(update) for update in updates} == {
+        frozenset({"state", "serialized_return_value", "serialized_exception"})
+    }
+    assert updates[1]["serialized_return_value"] == serialize(4.0)
+    assert [update["state"] for update in updates] == ["PREPROCESSED", "POSTPROCESSED", "FAILED"]
+
+
+def test_the_worker_prints_nothing_of_its_own_for_a_good_run(
+    spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_trial(app_for(Client()), spec, {"x": 1.0})
+    assert capsys.readouterr().out == ""
+
+
+def test_the_rank_without_mpi_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in worker._RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert worker.rank() == 0
+    monkeypatch.setitem(os.environ, "PMI_RANK", "none")
+    assert worker.rank() == 0
