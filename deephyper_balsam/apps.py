@@ -152,7 +152,8 @@ def _spec_of_callable(function: Callable[..., Any]) -> Spec:
     module = inspect.getmodule(function)
     file = getattr(module, "__file__", None)
     _check_signature(function, name)
-    if module is not None and module.__name__ != "__main__" and file and name.isidentifier():
+    # Only what the module itself calls so: a partial, or an object that can be called, goes by value
+    if module is not None and module.__name__ != "__main__" and file and getattr(module, name, None) is function:
         root = Path(file).resolve().parents[module.__name__.count(".") + (Path(file).name == "__init__.py")]
         return {
             "kind": "function",
@@ -181,14 +182,16 @@ def _spec_of_callable(function: Callable[..., Any]) -> Spec:
 def _read_command(path: Path) -> Spec:
     """Read and check the YAML of a shell command."""
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TargetError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TargetError(f"{path} is no YAML: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("command"), str):
         raise TargetError(
             f"{path} must be a mapping with a `command`; its keys may be {', '.join(sorted(_COMMAND_KEYS))}."
         )
-    unknown = sorted(set(raw) - _COMMAND_KEYS)
+    unknown = sorted(set(map(str, raw)) - _COMMAND_KEYS)
     if unknown:
         raise TargetError(f"{path} has unknown keys {unknown}; known are {', '.join(sorted(_COMMAND_KEYS))}.")
     objective = raw.get("objective")
@@ -197,6 +200,14 @@ def _read_command(path: Path) -> Spec:
             f"{path}: `objective` must be either {{regex: '...(number)...'}} or {{json: result.json, key: name}}, "
             f"but got {objective!r}."
         )
+    unknown = sorted(set(map(str, objective)) - {"regex", "json", "key"})
+    if unknown:
+        raise TargetError(f"{path}: `objective` has unknown keys {unknown}; known are json, key, regex.")
+    if not all(isinstance(value, str) for value in objective.values()):
+        raise TargetError(f"{path}: the values of `objective` must be text, but got {objective!r}.")
+    environment = raw.get("environment") or {}
+    if not isinstance(environment, dict):
+        raise TargetError(f"{path}: `environment` must be a mapping of names to values, but got {environment!r}.")
     if "regex" in objective:
         try:
             groups = re.compile(objective["regex"]).groups
@@ -206,12 +217,12 @@ def _read_command(path: Path) -> Spec:
             raise TargetError(f"{path}: the objective's regex must have one group, the number, but has {groups}.")
     return {
         "kind": "command",
-        "name": _identifier(raw.get("name") or path.parent.name),
+        "name": _identifier(str(raw.get("name") or path.parent.name)),
         "target": str(path),
         "command": raw["command"],
         "objective": objective,
         "maximize": bool(raw.get("maximize", True)),
-        "environment": raw.get("environment") or {},
+        "environment": environment,
         "here": str(path.parent),
     }
 
