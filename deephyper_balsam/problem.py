@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,21 +15,21 @@ from ConfigSpace.forbidden import ForbiddenClause, ForbiddenConjunction, Forbidd
 from ConfigSpace.hyperparameters import Hyperparameter
 
 from deephyper_balsam.errors import ProblemError
+from deephyper_balsam.shorthands import (
+    AnyHyperparameter,
+    check_hyperparameter,
+    from_shorthand,
+    is_number,
+    is_same,
+    listed,
+)
 from deephyper_balsam.space import INTEGER, REAL, Column, Encoder, plain
 from deephyper_balsam.trial import Config
 
-AnyHyperparameter = Hyperparameter[Any, Any]
-
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]*")
-_MAX_INTEGER = 2**53  # beyond it a float64 column cannot tell neighbours apart
-_MIN_LOG = 1e-12
 _BOUND_ROUNDING = 1e-13  # ConfigSpace rounds bounds to 13 decimal places
 _ENUMERATION_LIMIT = 2**16
-_SHORTHANDS = (
-    '(low, high), (low, high, "uniform"), (low, high, "log-uniform"), a list of choices, a single value, '
-    '{"mu": m, "sigma": s, "lower": l, "upper": u} for a normal, or a ConfigSpace hyperparameter'
-)
 
 
 class HpProblem:
@@ -125,7 +124,7 @@ class HpProblem:
 
     def __getitem__(self, name: str) -> AnyHyperparameter:
         if name not in self._space:
-            raise KeyError(f"There is no hyperparameter {name!r}; there are: {_listed(self.hyperparameter_names)}.")
+            raise KeyError(f"There is no hyperparameter {name!r}; there are: {listed(self.hyperparameter_names)}.")
         return self._space[name]
 
     def __contains__(self, name: object) -> bool:
@@ -175,8 +174,8 @@ class HpProblem:
             name = value.name
         self._check_name(name)
         assert name is not None
-        hyperparameter = value if isinstance(value, Hyperparameter) else _from_shorthand(value, name, default_value)
-        _check_hyperparameter(hyperparameter)
+        hyperparameter = value if isinstance(value, Hyperparameter) else from_shorthand(value, name, default_value)
+        check_hyperparameter(hyperparameter)
         self._space.add(hyperparameter)
         self._names.append(name)
         return self._space[name]
@@ -269,7 +268,7 @@ class HpProblem:
         if not len(rows):
             raise ProblemError(
                 f'The problem "{self.name}" is contradictory: its forbidden clauses leave no configuration that could '
-                f"be found. Remove one of: {_listed(map(_text, self._space.forbidden_clauses))}."
+                f"be found. Remove one of: {listed(map(_text, self._space.forbidden_clauses))}."
             )
         for point in self._starting_points:
             try:
@@ -306,7 +305,7 @@ class HpProblem:
             column = encoder.columns[j]
             if column.name not in given[index]:
                 raise ProblemError(f"`{column.name}` has no value: {_allowed(column)}.")
-            why = _listed(map(str, self._space.parent_conditions_of[column.name]))
+            why = listed(map(str, self._space.parent_conditions_of[column.name]))
             raise ProblemError(
                 f"`{column.name}` is inactive here and must be left out, but got {given[index][column.name]!r} ({why})."
             )
@@ -324,7 +323,7 @@ class HpProblem:
         given = {c.name: _check_value(c, config[c.name]) for c in encoder.columns if c.name in config}
         if len(given) < len(config):
             unknown = next(name for name in config if name not in given)
-            raise ProblemError(f"There is no hyperparameter {unknown!r}; there are: {_listed(encoder.names)}.")
+            raise ProblemError(f"There is no hyperparameter {unknown!r}; there are: {listed(encoder.names)}.")
         return given
 
     # -- to and from JSON ----------------------------------------------------------------------------------------------
@@ -364,7 +363,7 @@ class HpProblem:
             got = data.get("format") if isinstance(data, Mapping) else data
             raise ProblemError(f"A problem must be a dict with format {_FORMAT}, but got {got!r}.")
         if missing := [key for key in ("name", "hyperparameters", "space", "starting_points") if key not in data]:
-            raise ProblemError(f"The problem cannot be read: {_listed(missing)} is missing.")
+            raise ProblemError(f"The problem cannot be read: {listed(missing)} is missing.")
         problem = cls(data["name"])
         try:
             serialized = {**copy.deepcopy(data["space"]), "python_module_version": cs.__version__}
@@ -423,7 +422,7 @@ class HpProblem:
             if hp.name not in self._space:
                 raise ProblemError(
                     f"The {what} ({_text(item)}) names {hp.name!r}, but there are only: "
-                    f"{_listed(self.hyperparameter_names)}."
+                    f"{listed(self.hyperparameter_names)}."
                 )
             if hp != self._space[hp.name]:
                 raise ProblemError(
@@ -455,132 +454,16 @@ class HpProblem:
         )
 
 
-# -- shorthands --------------------------------------------------------------------------------------------------------
-
-
-def _from_shorthand(value: Any, name: str, default: Any) -> AnyHyperparameter:
-    value, default = _plain_scalars(value), _plain_scalars(default)
-    try:
-        if isinstance(value, tuple):
-            return _range(value, name, default)
-        if isinstance(value, list):
-            return _choices(value, name, default)
-        if isinstance(value, Mapping):
-            return _normal(value, name, default)
-        if isinstance(value, (str, bool, int, float)):
-            if default not in (None, value):
-                raise ProblemError(f"The constant `{name}` is {value!r}; leave `default_value` out (got {default!r}).")
-            return cs.Constant(name, value)
-    except ProblemError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ProblemError(f"`{name}` cannot be made from {value!r}: {error}") from error
-    raise ProblemError(f"`{name}` must be given as {_SHORTHANDS}, but got {value!r}.")
-
-
-def _range(value: tuple[Any, ...], name: str, default: Any) -> AnyHyperparameter:
-    if len(value) not in (2, 3) or not all(_is_number(bound) for bound in value[:2]):
-        raise ProblemError(f"`{name}` must be given as {_SHORTHANDS}, but got {value!r}.")
-    low, high = value[:2]
-    prior = value[2] if len(value) == 3 else "uniform"
-    if prior not in ("uniform", "log-uniform"):
-        raise ProblemError(f'The prior of `{name}` must be "uniform" or "log-uniform", but got {prior!r}.')
-    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(float(high) - float(low))):
-        raise ProblemError(f"The bounds of `{name}` must be finite, but got (low={low}, high={high}).")
-    if not low < high:
-        raise ProblemError(
-            f"`low < high` must hold for `{name}`, but got (low={low}, high={high}); a single value is a constant: "
-            f'add_hyperparameter({low!r}, "{name}").'
-        )
-    log = prior == "log-uniform"
-    if log and low <= 0:
-        raise ProblemError(f"`low > 0` must hold for the log-uniform `{name}`, but got (low={low}, high={high}).")
-    if log and low < _MIN_LOG:
-        raise ProblemError(f"`low >= {_MIN_LOG}` must hold for the log-uniform `{name}`, but got (low={low}).")
-    integer = isinstance(low, int) and isinstance(high, int)
-    if default is not None:
-        if not _is_number(default) or (integer and default != int(default)):
-            raise ProblemError(
-                f"`default_value` of `{name}` must be a{'n int' if integer else ' number'}, but got {default!r}."
-            )
-        if not low <= default <= high:
-            raise ProblemError(
-                f"`low <= default_value <= high` must hold for `{name}`, but got "
-                f"(low={low}, high={high}, default_value={default})."
-            )
-        default = int(default) if integer else float(default)
-    if integer:
-        return cs.UniformIntegerHyperparameter(name, low, high, default_value=default, log=log)
-    if max(abs(round(low, 13) - low), abs(round(high, 13) - high)) > 1e-3 * (high - low):
-        raise ProblemError(
-            f"ConfigSpace keeps 13 decimal places of bounds, too few for `{name}` (low={low}, high={high}); search "
-            "another unit, such as its exponent."
-        )
-    return cs.UniformFloatHyperparameter(name, float(low), float(high), default_value=default, log=log)
-
-
-def _choices(value: list[Any], name: str, default: Any) -> AnyHyperparameter:
-    if not value:
-        raise ProblemError(f"`{name}` needs at least one choice, but got an empty list.")
-    for choice in value:
-        if not isinstance(choice, (str, bool, int, float, type(None))) or (
-            isinstance(choice, float) and not math.isfinite(choice)
-        ):
-            raise ProblemError(f"A choice of `{name}` must be a str, bool, finite number or None, but got {choice!r}.")
-    for index, choice in enumerate(value):
-        if choice in value[:index]:
-            raise ProblemError(
-                f"The choices of `{name}` must differ, but {choice!r} equals an earlier one in {value!r}."
-            )
-    if default is not None and not any(_same(default, choice) for choice in value):
-        raise ProblemError(f"`default_value` of `{name}` must be one of {value!r}, but got {default!r}.")
-    kwargs = {} if default is None else {"default_value": default}
-    if all(_is_number(choice) for choice in value):
-        return cs.OrdinalHyperparameter(name, value, **kwargs)
-    return cs.CategoricalHyperparameter(name, value, **kwargs)
-
-
-def _normal(value: Mapping[str, Any], name: str, default: Any) -> AnyHyperparameter:
-    needed = {"mu", "sigma", "lower", "upper"}
-    if set(value) != needed or not all(_is_number(number) for number in value.values()):
-        raise ProblemError(
-            f"A normal `{name}` must have the numbers {_listed(sorted(needed))}, but got {dict(value)!r}."
-        )
-    bounds = [value["mu"], value["lower"], value["upper"]]
-    if not value["lower"] <= value["mu"] <= value["upper"] or value["lower"] >= value["upper"] or value["sigma"] <= 0:
-        raise ProblemError(f"`lower <= mu <= upper` and `sigma > 0` must hold for `{name}`, but got {dict(value)!r}.")
-    kind = cs.NormalIntegerHyperparameter if all(isinstance(b, int) for b in bounds) else cs.NormalFloatHyperparameter
-    return kind(name, **value, default_value=default)
-
-
-def _check_hyperparameter(hp: AnyHyperparameter) -> None:
-    """Refuse what a float64 matrix and JSON cannot carry."""
-    lower, upper = getattr(hp, "lower", 0), getattr(hp, "upper", 0)
-    if not (math.isfinite(lower) and math.isfinite(upper)):
-        raise ProblemError(f"The bounds of `{hp.name}` must be finite, but got (lower={lower}, upper={upper}).")
-    if getattr(hp, "log", False) and lower < _MIN_LOG:
-        raise ProblemError(f"`low >= {_MIN_LOG}` must hold for the log-uniform `{hp.name}`, but got (low={lower}).")
-    if (
-        isinstance(hp, cs.hyperparameters.IntegerHyperparameter)
-        and max(abs(int(lower)), abs(int(upper))) > _MAX_INTEGER
-    ):
-        raise ProblemError(f"The bounds of the integer `{hp.name}` must lie within ±2**53, but got ({lower}, {upper}).")
-    values = getattr(hp, "choices", getattr(hp, "sequence", (getattr(hp, "value", 0),)))
-    for value in plain(list(values)):
-        if not isinstance(value, (str, bool, int, float, type(None))):
-            raise ProblemError(f"A choice of `{hp.name}` must be a str, bool, number or None, but got {value!r}.")
-
-
 def _check_value(column: Column, value: Any) -> Any:
     value = plain(value)
     if column.choices:
         for choice in column.choices:
-            if _same(choice, value):
+            if is_same(choice, value):
                 return choice
-    elif _is_number(value) and column.kind == REAL:
+    elif is_number(value) and column.kind == REAL:
         if column.lower - _BOUND_ROUNDING <= value <= column.upper + _BOUND_ROUNDING:
             return min(max(float(value), column.lower), column.upper)
-    elif _is_number(value) and column.lower <= value <= column.upper and value == int(value):
+    elif is_number(value) and column.lower <= value <= column.upper and value == int(value):
         return int(value)
     raise ProblemError(f"`{column.name}` must be {_allowed(column)}, but got {value!r}.")
 
@@ -614,26 +497,6 @@ def _arguments(item: Any) -> tuple[Any, ...]:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal, and not a bool beside a number (True == 1 in Python)."""
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
-
-
-def _plain_scalars(value: Any) -> Any:
-    """Numpy scalars as Python's own; a tuple stays a tuple, because its kind is its meaning."""
-    if isinstance(value, tuple):
-        return tuple(plain(item) for item in value)
-    return plain(value)
-
-
 def _text(clause: Any) -> str:
     """ConfigSpace's own text of a condition or clause, without the word that it repeats before each part."""
     return str(clause).replace("Forbidden: ", "")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
