@@ -190,7 +190,8 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     line["m:site"] = site
     line["m:failure"] = outcome.get("failure") or (NEVER_STARTED if state is TrialState.CANCELLED else None)
     for name, value in (outcome.get("metadata") or {}).items():
-        line[f"m:{name}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
+        column = f"m:{name}" if f"m:{name}" not in line else f"m:metadata:{name}"  # ours stay what they are
+        line[column] = json.dumps(value) if isinstance(value, (dict, list)) else value
     return line
 
 
