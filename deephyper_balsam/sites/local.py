@@ -249,6 +249,8 @@ class LocalStack:
             When something does not end even when killed.
         """
         if not self.exists:
+            # The folder may have been deleted while the stack ran
+            processes.end(processes.matching(processes.carries(_FOLDER_VARIABLE, str(self.folder))), grace_s=3)
             return
         with self._lock():
             state = self._state()
@@ -514,7 +516,7 @@ class LocalStack:
 
     def _free_jobs(self, state: _State) -> None:
         """Delete the sessions that a killed agent or launcher left: Balsam would keep their jobs for five minutes."""
-        if processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode")):
+        if processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode.py")):
             return  # a launcher works
         self._jobs.sweep()
         assert state.port is not None
@@ -641,14 +643,19 @@ def _require_extra() -> None:
         )
 
 
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+def _port_is_free(port: int, patience_s: float = 1.0) -> bool:
+    """Whether a port is free; the kernel needs a moment to free that of a process that was killed."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return True
+            except OSError:
+                if time.monotonic() > deadline:
+                    return False
+        time.sleep(_POLL_S)
 
 
 def _free_port() -> int:

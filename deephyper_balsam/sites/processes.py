@@ -16,6 +16,7 @@ import psutil
 
 # A child that outlives the call that started it would make Popen warn when it is collected.
 _started_here: list[subprocess.Popen[bytes]] = []
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def start(
             stderr=output,
             start_new_session=True,
         )
-    _started_here[:] = [other for other in _started_here if other.poll() is None]
+    _reap()
     _started_here.append(child)
     return child, ProcessId.of(child.pid) or ProcessId(child.pid, "ended")
 
@@ -139,14 +140,29 @@ def send(process: psutil.Process, signal_number: int) -> None:
 
 
 def wait_gone(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait for processes to end; return those that still run after `timeout_s`. Zombies count as ended."""
-    _, left = psutil.wait_procs(list(processes), timeout=timeout_s)
-    still = []
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                still.append(process)
-    return still
+    """Wait for processes to end; return those that still run after `timeout_s`.
+
+    A zombie counts as ended: whose child it is may never ask for it.
+    """
+    left = list(processes)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        _reap()
+        left = [process for process in left if _runs(process)]
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(_POLL_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _reap() -> None:
+    _started_here[:] = [child for child in _started_here if child.poll() is None]
 
 
 def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = signal.SIGTERM) -> None:

@@ -56,6 +56,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> 
     raise AssertionError(f"waited {timeout_s} s in vain for: {what}")
 
 
+def bind(listener: socket.socket, url: str) -> bool:
+    try:
+        listener.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+    except OSError:
+        return False
+    return True
+
+
 def balsam(stack: LocalStack, *arguments: str) -> str:
     command = [str(Path(sys.executable).with_name("balsam")), *arguments]
     done = subprocess.run(command, env=stack_environment(stack), capture_output=True, text=True, timeout=60)
@@ -187,7 +195,7 @@ def test_a_stack_beside_in_a_path_that_needs_quoting_runs_a_job_and_survives_bei
         assert url is not None
         with socket.socket() as taken:  # another program has the port by now
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+            wait_for(lambda: bind(taken, url), "the killed server's port to be free")
             taken.listen()
             assert other.up().running
         assert other.url != url
