@@ -94,14 +94,22 @@ def simulate(
     optimizer = make_optimizer(method, problem, seed=seed, num_workers=workers, **options)
     configs: dict[int, Config] = {}
     best_objective: float | None = None
-    best_number = -1
+    best_config: Config | None = None
     evaluations = failures = asked = 0
     tell_s = ask_s = longest_s = 0.0
 
-    while clock.now < horizon_s and (max_evals is None or evaluations < max_evals):
-        arrived = [
-            result for result in evaluator.collect() if result.ended_at is not None and result.ended_at <= horizon_s
-        ]
+    while True:
+        arrived = [result for result in evaluator.collect() if (result.ended_at or 0.0) <= horizon_s]
+        for result in arrived:
+            evaluations += 1
+            assert result.number is not None
+            config = configs.pop(result.number)
+            if result.objective is None:
+                failures += 1
+            elif best_objective is None or result.objective > best_objective:
+                best_objective, best_config = result.objective, config
+        if clock.now >= horizon_s or (max_evals is not None and evaluations >= max_evals):
+            break
         began = timer()
         if arrived:
             optimizer.tell(arrived)
@@ -118,16 +126,8 @@ def simulate(
         asked += len(trials)
         configs.update((trial.number, trial.config) for trial in trials)
         evaluator.submit(trials)
-        for result in arrived:
-            evaluations += 1
-            assert result.number is not None
-            config = configs.pop(result.number)
-            if result.objective is None:
-                failures += 1
-            elif best_objective is None or result.objective > best_objective:
-                best_objective, best_number, best_config = result.objective, result.number, config
         if not evaluator.under_way:
-            break  # the space is exhausted, or a generation cannot be filled
+            break  # every configuration of the space was evaluated
         clock.now = max(clock.now, min(evaluator.next_end(), horizon_s))
 
     optimizer.close()
@@ -137,7 +137,7 @@ def simulate(
         evaluations=evaluations,
         failures=failures,
         best_objective=best_objective,
-        best_config=best_config if best_number >= 0 else None,
+        best_config=best_config,
         manager_seconds=tell_s + ask_s,
         tell_seconds=tell_s,
         ask_seconds=ask_s,
