@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deephyper_balsam.errors import BalsamError, InputError
+from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
 from deephyper_balsam.gateway import Gateway, Row
 from deephyper_balsam.jobs import Resources
 
@@ -73,7 +73,9 @@ class Allocations:
         self._clock = clock
         self._refreshed_at = -1e9
         self._alive: list[Row] = []
-        self._ours: dict[int, float] = {}  # BatchJob id -> when we asked for it
+        self._ours: dict[int, float] = {}  # BatchJob id -> when it was last seen not to run yet
+        self._known: set[int] = set()
+        self._doubtful = False  # whether one may have been made that we have no answer about
         self._deaths = 0
 
     def refresh(self) -> None:
@@ -82,7 +84,12 @@ class Allocations:
             return
         rows = [row for row in self._gateway.batch_jobs(self._sites) if self._may_run_ours(row)]
         self._alive = [row for row in rows if row["state"] in _ALIVE]
-        self._refreshed_at = self._clock()
+        now = self._refreshed_at = self._clock()
+        for row in self._alive:
+            made_unanswered = self._doubtful and row["id"] not in self._known and row["filter_tags"] == self._tags
+            if made_unanswered or (row["id"] in self._ours and row["state"] != "running"):
+                self._ours[row["id"]] = now
+        self._known, self._doubtful = {row["id"] for row in rows}, False
         self._notice_deaths({row["id"]: row for row in rows if row["state"] in ("finished", "submit_failed")})
 
     def _may_run_ours(self, row: Row) -> bool:
@@ -125,18 +132,22 @@ class Allocations:
             return
         site = next(iter(self._sites.values()))
         request = self._request
-        row = self._gateway.create_batch_job(
-            {
-                "site_id": site["id"],
-                "num_nodes": request.nodes,
-                "wall_time_min": request.wall_time_min,
-                "queue": request.queue,
-                "project": request.project,
-                "job_mode": request.job_mode,
-                "optional_params": request.optional_params,
-                "filter_tags": self._tags,
-            }
-        )
+        try:
+            row = self._gateway.create_batch_job(
+                {
+                    "site_id": site["id"],
+                    "num_nodes": request.nodes,
+                    "wall_time_min": request.wall_time_min,
+                    "queue": request.queue,
+                    "project": request.project,
+                    "job_mode": request.job_mode,
+                    "optional_params": request.optional_params,
+                    "filter_tags": self._tags,
+                }
+            )
+        except UnreachableError:
+            self._doubtful, self._refreshed_at = True, -1e9  # look again before asking again
+            raise
         self._ours[row["id"]] = self._clock()
         self._alive = [row]
         logger.info(
