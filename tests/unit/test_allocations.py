@@ -1,0 +1,311 @@
+"""Allocations: what runs now, what is planned, asking for one, and saying why one died."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "fakes"))
+
+from balsam_api import BalsamApi, VirtualSite
+
+from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
+from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.jobs import Resources
+
+pytest_plugins = ["balsam_fixtures"]
+
+Make = Callable[..., Allocations]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make(gateway: Gateway, site: VirtualSite, clock: Clock) -> Make:
+    def allocations(resources: Resources | None = None, **request: Any) -> Allocations:
+        return Allocations(
+            gateway,
+            {site.id: gateway.site("lab")},
+            {"search": "s"},
+            resources or Resources(),
+            AllocationRequest(**request) if request else None,
+            refresh_s=3.0,
+            clock=clock,
+        )
+
+    return allocations
+
+
+def look(allocations: Allocations, clock: Clock) -> None:
+    clock.now += 3.0
+    allocations.refresh()
+
+
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+def test_capacity_is_what_running_allocations_run_at_once_and_planned_what_others_will(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(Resources(evals_per_node=4))
+    for nodes, state in ((2, "running"), (1, "running"), (8, "queued"), (1, "pending_submission"), (50, "finished")):
+        site.add_allocation(nodes, state)
+    for state in ("submit_failed", "pending_deletion"):
+        site.add_allocation(50, state)
+    look(allocations, clock)
+    assert (allocations.capacity, allocations.planned, allocations.notice) == (12, 36, None)
+
+
+def test_an_evaluation_that_spans_nodes_needs_them_in_one_allocation(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(Resources(num_nodes=2))
+    for _ in range(2):
+        site.add_allocation(3)
+    look(allocations, clock)
+    assert allocations.capacity == 2
+
+
+def test_allocations_that_cannot_run_this_search_do_not_count(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    site.add_allocation(1, filter_tags={"search": "another"})
+    site.add_allocation(1, filter_tags={"search": "s", "queue": "mine"})
+    VirtualSite(api, "theta").add_allocation(1)
+    allocations = make()
+    look(allocations, clock)
+    assert allocations.capacity == 0
+    site.add_allocation(2, filter_tags={"search": "s"})
+    site.add_allocation(4)
+    look(allocations, clock)
+    assert allocations.capacity == 6
+
+
+def test_without_an_allocation_the_notice_says_what_to_do(make: Make, clock: Clock) -> None:
+    allocations = make()
+    look(allocations, clock)
+    assert allocations.notice is not None
+    assert "no allocation is alive at lab" in allocations.notice
+    assert "--nodes" in allocations.notice
+
+
+def test_an_allocation_that_waits_is_named(make: Make, site: VirtualSite, clock: Clock) -> None:
+    batch = site.add_allocation(1, "queued")
+    allocations = make()
+    look(allocations, clock)
+    assert allocations.notice == f"waiting for an allocation at lab (BatchJob {batch} is queued)"
+
+
+def test_balsam_is_asked_again_only_after_a_while(make: Make, api: BalsamApi, clock: Clock) -> None:
+    allocations = make()
+    look(allocations, clock)
+    clock.now += 2.9
+    allocations.refresh()
+    assert len(api.asked("GET", "batch-jobs/")) == 1
+    clock.now += 0.1
+    allocations.refresh()
+    assert len(api.asked("GET", "batch-jobs/")) == 2
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_allocation_is_asked_for_once_with_the_tags_of_the_search(make: Make, api: BalsamApi, clock: Clock) -> None:
+    allocations = make(nodes=3, wall_time_min=30, queue="debug", project="proj", job_mode="serial")
+    look(allocations, clock)
+    for _ in range(3):
+        allocations.ensure()
+        look(allocations, clock)
+    [batch] = api.batch_jobs.values()
+    asked = {key: batch[key] for key in ("num_nodes", "wall_time_min", "queue", "project", "job_mode", "filter_tags")}
+    assert asked == {
+        "num_nodes": 3,
+        "wall_time_min": 30,
+        "queue": "debug",
+        "project": "proj",
+        "job_mode": "serial",
+        "filter_tags": {"search": "s"},
+    }
+    assert allocations.planned == 3
+
+
+def test_nothing_is_asked_for_while_another_is_alive_or_before_the_first_look_or_without_leave(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    make(nodes=1).ensure()
+    site.add_allocation(1, "queued")
+    for allocations in (make(nodes=1), make()):
+        look(allocations, clock)
+        allocations.ensure()
+    assert len(api.batch_jobs) == 1
+
+
+def test_a_lost_answer_does_not_ask_twice_and_the_allocation_is_ours(
+    make: Make, api: BalsamApi, site: VirtualSite, clock: Clock
+) -> None:
+    site.add_allocation(1, "finished", filter_tags={"search": "s"})
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    api.lose_next_answer("POST", "batch-jobs/")
+    with pytest.raises(UnreachableError):
+        allocations.ensure()
+    allocations.ensure()  # the driver tries again at once
+    allocations.refresh()
+    allocations.ensure()
+    assert [batch["state"] for batch in api.batch_jobs.values()] == ["finished", "pending_submission"]
+    allocations.release()
+    assert [batch["state"] for batch in api.batch_jobs.values()] == ["finished", "pending_deletion"]
+
+
+def test_after_a_refused_connection_it_is_asked_for_once(make: Make, api: BalsamApi, clock: Clock) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    api.answer_next(503, method="POST")
+    with pytest.raises(UnreachableError):
+        allocations.ensure()
+    allocations.refresh()
+    allocations.ensure()
+    assert len(api.batch_jobs) == 1
+
+
+def test_only_what_was_asked_for_here_is_released(make: Make, site: VirtualSite, api: BalsamApi, clock: Clock) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    allocations.ensure()
+    others = site.add_allocation(1, filter_tags={"search": "s"})
+    site.schedule()
+    look(allocations, clock)
+    allocations.release()
+    allocations.release()
+    assert api.batch_jobs[1]["state"] == "pending_deletion"
+    assert api.batch_jobs[others]["state"] == "running"
+    assert len(api.asked("PATCH", "batch-jobs/")) == 1
+
+
+# --- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def live_and_die(allocations: Allocations, site: VirtualSite, clock: Clock, lived_s: float, **info: str) -> None:
+    allocations.ensure()
+    look(allocations, clock)
+    [batch] = site.schedule()
+    look(allocations, clock)
+    clock.now += lived_s
+    site.end_allocation(batch, **info)
+    look(allocations, clock)
+
+
+def test_an_allocation_that_ended_is_followed_by_another(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    for _ in range(5):
+        live_and_die(allocations, site, clock, lived_s=3600)
+    assert len(api.batch_jobs) == 5
+
+
+def test_three_early_deaths_in_a_row_end_the_search_and_the_last_log_is_quoted(
+    make: Make, site: VirtualSite, clock: Clock, tmp_path: Path
+) -> None:
+    script = tmp_path / "qlaunch 1.sh"
+    script.with_suffix(".output").write_text("\n".join(f"line {n}" for n in range(30)) + "\nmpirun: not found\n")
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    for _ in range(2):
+        live_and_die(allocations, site, clock, lived_s=5, submit_script=str(script))
+    with pytest.raises(BalsamError) as caught:
+        live_and_die(allocations, site, clock, lived_s=5, submit_script=str(script))
+    said = str(caught.value)
+    assert said.startswith("The last 3 allocations ended at once; the last, BatchJob 3: see ")
+    assert str(script.with_suffix(".output")) in said
+    assert said.endswith("mpirun: not found")
+    assert "line 16" in said
+    assert "line 15" not in said
+
+
+def test_deaths_in_between_long_lives_are_forgiven(make: Make, site: VirtualSite, clock: Clock) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    for lived_s in (5, 5, 3600, 5, 5, 3600):
+        live_and_die(allocations, site, clock, lived_s)
+
+
+def test_the_time_in_the_schedulers_queue_is_no_life(make: Make, site: VirtualSite, clock: Clock) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+
+    def wait_long_and_die_at_once() -> None:
+        allocations.ensure()
+        for _ in range(5):
+            clock.now += 600
+            look(allocations, clock)
+        [batch] = site.schedule()
+        site.end_allocation(batch)
+        look(allocations, clock)
+
+    wait_long_and_die_at_once()
+    wait_long_and_die_at_once()
+    with pytest.raises(BalsamError, match="The last 3 allocations ended at once"):
+        wait_long_and_die_at_once()
+
+
+def test_a_submission_that_the_scheduler_refuses_ends_the_search_with_its_words(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    allocations.ensure()
+    site.end_allocation(1, "submit_failed", error="Invalid account: proj")
+    with pytest.raises(BalsamError, match="The scheduler refused BatchJob 1: Invalid account: proj"):
+        look(allocations, clock)
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [({}, "nothing is known of it"), ({"submit_script": "/elsewhere/q.sh"}, "its script is /elsewhere/q.sh")],
+)
+def test_where_no_log_can_be_read_it_says_what_is_known(
+    make: Make, site: VirtualSite, clock: Clock, info: dict[str, str], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    live_and_die(allocations, site, clock, 5, **info)
+    assert words in caplog.text
+
+
+def test_the_end_of_others_allocations_is_not_ours_to_judge(make: Make, site: VirtualSite, clock: Clock) -> None:
+    allocations = make(nodes=1)
+    for _ in range(4):
+        site.end_allocation(site.add_allocation(1), "submit_failed", error="no")
+        look(allocations, clock)
+    assert allocations.notice is not None
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"nodes": 0}, r"`nodes >= 1` and `wall_time_min >= 1` must hold, but got \(nodes=0, wall_time_min=60\)"),
+        ({"nodes": 1, "wall_time_min": 0}, "wall_time_min=0"),
+        ({"nodes": 1, "job_mode": "hybrid"}, "`job_mode` must be 'mpi' or 'serial', but got 'hybrid'"),
+    ],
+)
+def test_an_impossible_request_is_refused(request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        AllocationRequest(**request_)
