@@ -133,7 +133,7 @@ class Postgres:
             processes.wait_gone([main], 20)
         # Backends outlive a killed server for a moment; a server that no record knows is found the same way.
         left = processes.matching(self._works_in_data)
-        processes.end(left, grace_s=10, first=signal.SIGINT)
+        processes.end(left, grace_s=5, first=signal.SIGQUIT)  # backends do not end on SIGINT
         if self.socket_dir is not None:
             shutil.rmtree(self.socket_dir, ignore_errors=True)
 
