@@ -1,0 +1,167 @@
+"""The table of a search and the files written from it."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "fakes"))
+
+from balsam_api import VirtualSite
+
+from deephyper_balsam import jobs, record, results
+from deephyper_balsam.errors import InputError
+from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.trial import Trial
+
+pytest_plugins = ["balsam_fixtures"]
+
+FIXED = [
+    "objective",
+    "job_id",
+    "job_status",
+    "m:timestamp_submit",
+    "m:timestamp_start",
+    "m:timestamp_end",
+    "m:timestamp_gather",
+    "m:balsam_job_id",
+    "m:site",
+    "m:failure",
+]
+
+
+def line(number: int, objective: float | None, end: float = 0.0, **more: Any) -> dict[str, Any]:
+    status = "DONE" if objective is not None else "FAILED"
+    return {"objective": objective, "job_id": number, "job_status": status, "m:timestamp_end": end, **more}
+
+
+LINES = [
+    line(0, 0.5, 20.0, **{"p:b": 2, "p:a": 1, "m:epochs": 3}),
+    line(1, None, 5.0, **{"p:a": 3, "p:c": "x", "m:failure": "diverged"}),
+    line(2, 0.7, 10.0, **{"p:a": 5, "p:b": 4, "m:loss": 0.1}),
+]
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_the_problems_then_the_fixed_then_what_metadata_brought() -> None:
+    assert results.columns(LINES, ["a", "b", "c", "unused"]) == [
+        "p:a",
+        "p:b",
+        "p:c",
+        "p:unused",
+        *FIXED,
+        "m:epochs",
+        "m:loss",
+    ]
+
+
+def test_without_a_problem_hyperparameters_come_as_they_are_met() -> None:
+    assert results.columns(LINES)[:3] == ["p:b", "p:a", "p:c"]
+
+
+def test_an_empty_search_has_a_table_with_columns_and_no_rows() -> None:
+    frame = results.table([], ["a"])
+    assert list(frame.columns) == ["p:a", *FIXED]
+    assert len(frame) == 0
+
+
+def test_what_a_trial_lacks_is_a_missing_value_and_an_empty_cell_in_the_file() -> None:
+    frame = results.table(LINES, ["a", "b", "c"])
+    assert math.isnan(frame.loc[1, "objective"])
+    assert math.isnan(frame.loc[1, "p:b"])
+    assert frame.to_csv(index=False).splitlines()[2] == "3,,x,,1,FAILED,,,5.0,,,,diverged,,"
+
+
+def test_the_best_is_the_highest_and_the_earliest_of_equals() -> None:
+    best = results.best(LINES)
+    assert best is not None
+    assert best["job_id"] == 2
+    first = results.best([line(0, 1.0), line(1, 1.0), line(2, -1.0)])
+    assert first is not None
+    assert first["job_id"] == 0
+    assert results.best([line(0, None), {"job_id": 1, "job_status": "READY"}]) is None
+    assert results.best([]) is None
+
+
+def test_a_line_gives_its_configuration_back_without_what_was_inactive() -> None:
+    assert results.configuration({**LINES[0], "p:none": None}) == {"b": 2, "a": 1}
+
+
+def test_the_legacy_table_has_bare_names_and_only_trials_that_are_done_in_the_order_of_their_end() -> None:
+    frame = results.legacy_table(LINES, ["a", "b"])
+    assert list(frame.columns) == ["a", "b", "objective", "elapsed_sec"]
+    assert frame["elapsed_sec"].tolist() == [10.0, 20.0]
+    assert frame["objective"].tolist() == [0.7, 0.5]
+    assert list(results.legacy_table([line(0, None)], ["a"]).columns) == ["a", "objective", "elapsed_sec"]
+
+
+def test_lines_are_read_from_balsam_by_number_with_their_site(gateway: Gateway, site: VirtualSite) -> None:
+    made = record.create_record(gateway, "s", {}, site.id, 1000.0)
+    app = gateway.create_app({"site_id": site.id, "name": "a", "serialized_class": "", "source_code": ""})
+    gateway.create_jobs(
+        [jobs.trial_job(Trial(n, {"x": n}), "s", app["id"], jobs.Resources(), 1000.0 + n, None) for n in (2, 0, 1)]
+    )
+    first, *_ = site.acquire(2)
+    site.finish(first, 0.5)
+    lines = results.read_lines(gateway, made)
+    assert [(row["job_id"], row["p:x"], row["job_status"], row["m:site"]) for row in lines] == [
+        (0, 0, "RUNNING", "lab"),
+        (1, 1, "READY", "lab"),
+        (2, 2, "DONE", "lab"),
+    ]
+    assert [row["m:timestamp_submit"] for row in lines] == [0.0, 1.0, 2.0]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_with_its_folders_and_can_be_read_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "a b" / "c" / "results.csv"
+    results.write_whole(path, "ünï\n")
+    assert path.read_text(encoding="utf-8") == "ünï\n"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(path.parent) == ["results.csv"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.csv"
+    results.write_whole(path, "old")
+
+    def full(source: str, target: Path) -> None:
+        assert Path(source).read_text() == "new"  # whole before it takes the name
+        assert path.read_text() == "old"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"results\.csv cannot be written: No space left on device"):
+        results.write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["results.csv"]
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"results\.csv cannot be written: File exists"):
+        results.write_whole(tmp_path / "file" / "results.csv", "x")
+    with pytest.raises(InputError, match=r"The folder .*file/s cannot be written: Not a directory.*--log-dir"):
+        results.claim_folder(tmp_path / "file" / "s")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_a_folder_that_even_root_cannot_write_is_refused() -> None:
+    with pytest.raises(InputError, match="The folder /proc/self/s cannot be written"):
+        results.claim_folder(Path("/proc/self/s"))
+
+
+def test_claiming_a_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        results.claim_folder(tmp_path / "s" / "deep")
+    assert os.listdir(tmp_path / "s" / "deep") == []
