@@ -247,7 +247,7 @@ class Search:
         options = {**self._options, **({"background": True} if self.method == "ambs" else {})}
         optimizer = make_optimizer(self.method, self.problem, seed=seed, num_workers=workers, **options)
         if history.trials:
-            optimizer.restore(history.trials, history.results)
+            optimizer.restore(history.trials, history.results, history.withdrawn)
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
         self._best = results.best(self.evaluator.lines)
         settings = {"name": self.name, **history.record.settings}

@@ -18,7 +18,7 @@ from deephyper_balsam import jobs
 from deephyper_balsam import record as wheel
 from deephyper_balsam.allocations import AllocationRequest, Allocations
 from deephyper_balsam.apps import register, resolve_run
-from deephyper_balsam.errors import InputError, SearchExistsError, UnreachableError
+from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError
 from deephyper_balsam.gateway import Gateway, Row, check_name
 from deephyper_balsam.jobs import Resources as Resources  # public here: evaluators.balsam.Resources
 from deephyper_balsam.record import SearchRecord
@@ -45,11 +45,14 @@ class History:
         Every trial, by number.
     results
         The results that a driver took in, in the order in which it did.
+    withdrawn
+        The numbers of trials that were withdrawn before they ran.
     """
 
     record: SearchRecord
     trials: list[Trial]
     results: list[Result]
+    withdrawn: list[int]
 
 
 class BalsamEvaluator:
@@ -162,6 +165,7 @@ class BalsamEvaluator:
         self._driver = wheel.Driver.here(self._clock())
         wheel.take_the_wheel(self.gateway, name, self._driver)
         self._search, self._zero = name, record.created_at
+        self._forget_all()
         self._app_id, app_name = register(self.gateway, self.spec, self.site["name"])
         logger.info("Application %s at site %s", app_name, self.site["name"])
         self.allocations = Allocations(
@@ -182,7 +186,8 @@ class BalsamEvaluator:
         results = [jobs.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in gathered]
         # What ended while no driver looked is collected like any other result: look at everything once more
         self._since, self._seen = None, {}
-        return History(record, trials, results)
+        cancelled = [row for row in rows if jobs.read_state(row) is TrialState.CANCELLED]
+        return History(record, trials, results, [int(row["tags"]["trial"]) for row in cancelled])
 
     def heartbeat(self) -> bool:
         """Leave a sign of life in the search's record, now and then; whether someone asked the search to stop."""
@@ -211,7 +216,7 @@ class BalsamEvaluator:
         ]
         try:
             self.gateway.create_jobs(new)
-        except UnreachableError:
+        except BalsamError:  # of several batches some may be there, whatever befell the next
             self._doubtful = True
             raise
         self._doubtful = False
@@ -264,16 +269,27 @@ class BalsamEvaluator:
         return outcome
 
     def _note(self, row: Row) -> None:
-        self._set_line(int(row["tags"]["trial"]), jobs.table_row(row, self._zero, self.site["name"]))
+        self._set_row_line(row)
         self._seen[row["id"]] = row["last_update"]
         if self._since is None or jobs.updated_at(row) - _OVERLAP_S > datetime.fromisoformat(self._since).timestamp():
             moment = datetime.fromisoformat(row["last_update"]) - timedelta(seconds=_OVERLAP_S)
             self._since = moment.isoformat()
 
+    def _forget_all(self) -> None:
+        """Begin without what an earlier search of this evaluator left."""
+        self._lines.clear()
+        self._states.clear()
+        self._durations_s.clear()
+        self._doubtful = False
+        self._since, self._seen = None, {}
+
     def _forget_old(self) -> None:
         if self._since is not None:
             horizon = datetime.fromisoformat(self._since)
             self._seen = {key: at for key, at in self._seen.items() if datetime.fromisoformat(at) >= horizon}
+
+    def _set_row_line(self, row: Row) -> None:
+        self._set_line(int(row["tags"]["trial"]), jobs.table_row(row, self._zero, self.site["name"]))
 
     def _set_line(self, number: int, line: dict[str, Any]) -> None:
         before = self._lines.get(number)
@@ -337,7 +353,7 @@ class BalsamEvaluator:
         withdrawn = []
         waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock())
         for row in [row for row in self._changed_rows() if row["id"] in waiting]:
-            self._note(row)
+            self._set_row_line(row)  # and no more: the next look must still see what else changed
             if jobs.read_state(row) is TrialState.CANCELLED:
                 withdrawn.append(int(row["tags"]["trial"]))
         return withdrawn
