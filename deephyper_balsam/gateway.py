@@ -125,6 +125,18 @@ class Gateway:
             "Make one with `deephyper-balsam site init`."
         )
 
+    def create_site(self, name: str, path: str) -> int:
+        """Make a site known; its id."""
+        return int(self._call("POST", "sites/", body={"name": name, "path": path})["id"])
+
+    def move_site(self, site_id: int, path: str) -> None:
+        """Say that a site's folder is elsewhere now."""
+        self._call("PUT", f"sites/{site_id}", body={"path": path})
+
+    def delete_site(self, site_id: int) -> None:
+        """Forget a site, with its applications and jobs."""
+        self._call("DELETE", f"sites/{site_id}")
+
     def apps(self, site_id: int | None = None, name: str | None = None) -> list[Row]:
         """Return the applications at a site, or everywhere."""
         return list(self._pages("apps/", _given(site_id=site_id, name=name)))

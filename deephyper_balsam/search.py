@@ -122,6 +122,8 @@ class Search:
         The folder in which the search's own folder is made.
     poll_s
         Seconds between two looks at Balsam.
+    asked_for
+        What `search.yaml` says, when it is more than method, seed and options: the settings of the command line.
     options
         Of the method; see `deephyper_balsam.optimizers.make_optimizer`.
 
@@ -144,6 +146,7 @@ class Search:
         log_dir: str | Path = ".",
         poll_s: float = 0.5,
         clock: Callable[[], float] = time.time,
+        asked_for: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         problem.check()
@@ -156,6 +159,7 @@ class Search:
         self._options = options
         self._poll_s = poll_s
         self._clock = clock
+        self._asked_for = asked_for or {"method": method, "seed": seed, **options}
         self._stop = threading.Event()
         self._rate = _Rate()
         self._notice: str | None = None
@@ -250,8 +254,8 @@ class Search:
             optimizer.restore(history.trials, history.results, history.withdrawn)
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
         self._best = results.best(self.evaluator.lines)
-        settings = {"name": self.name, **history.record.settings}
-        results.write_whole(self.folder / "search.yaml", yaml.safe_dump(settings, sort_keys=False))
+        if not (self.folder / "search.yaml").exists():
+            results.write_whole(self.folder / "search.yaml", yaml.safe_dump(self._asked_for, sort_keys=False))
         return optimizer
 
     def _ended(self, progress: Progress, optimizer: Optimizer) -> bool:

@@ -112,10 +112,13 @@ def run(name: str, file: Path | None, dry_run: bool, **given: Any) -> None:
     settings = _settings(file, given)
     made = _build(name, settings)
     if dry_run:
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-        click.echo(yaml.safe_dump(plain, sort_keys=False), nl=False)  # as it is, a --file
+        click.echo(yaml.safe_dump(_plain(settings), sort_keys=False), nl=False)  # as it is, a --file
         return
     raise click.exceptions.Exit(drive(made, settings.get("max_evals"), settings.get("timeout")))
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +196,7 @@ def _build(name: str, settings: dict[str, Any]) -> Any:
         settings.get("method", "ambs"),
         seed=settings.get("seed"),
         log_dir=settings.get("log_dir", "."),
+        asked_for=_plain(settings),
         **{key: settings[key] for key in _METHOD_OPTIONS if key in settings},
     )
 

@@ -196,7 +196,7 @@ def _create_site(gateway: Gateway, name: str, path: Path) -> int:
     taken = {row["name"]: row["path"] for row in gateway.sites()}
     if name in taken:
         raise InputError(f"You have a Balsam site named {name!r} already, in {taken[name]}: choose another name.")
-    return int(gateway._call("POST", "sites/", body={"name": name, "path": str(path)})["id"])
+    return gateway.create_site(name, str(path))
 
 
 def forget_site(name: str, path: Path, client_path: str | Path | None = None) -> bool:
@@ -204,6 +204,6 @@ def forget_site(name: str, path: Path, client_path: str | Path | None = None) ->
     gateway = Gateway(client_path)
     for row in gateway.sites():
         if row["name"] == name and Path(row["path"]) == path:
-            gateway._call("DELETE", f"sites/{row['id']}")
+            gateway.delete_site(row["id"])
             return True
     return False

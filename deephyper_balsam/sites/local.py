@@ -498,7 +498,7 @@ class LocalStack:
                 shutil.rmtree(self.site_path)  # a start that was cut: Balsam does not know it
             self._new_site(state, name)
         elif state.folder != str(self.folder):
-            Gateway(self.client_path)._call("PUT", f"sites/{self._site_id}", body={"path": str(self.site_path)})
+            Gateway(self.client_path).move_site(self._site_id, str(self.site_path))
         state.folder = str(self.folder)
         main = self._healthy_agent(state)
         if main is not None and not restart:
