@@ -55,7 +55,7 @@ class Request:
 
 @dataclass
 class _Fault:
-    kind: str  # "status", "page", "slow", or "lost": the work is done, the answer is not sent
+    kind: str  # "status", "page", "slow", "none", or "lost": the work is done, the answer is not sent
     matches: Callable[[Request], bool]
     value: float
     left: int
@@ -125,6 +125,11 @@ class BalsamApi:
     def answer_next(self, status: int, count: int = 1, method: str | None = None, path: str | None = None) -> None:
         """Answer the next `count` requests (of this method and path) with `status`, without doing anything."""
         self._faults.append(_Fault("status", _matcher(method, path), status, count))
+
+    def answer_after(self, count: int, status: int, method: str | None = None, path: str | None = None) -> None:
+        """Serve `count` such requests as they are, and answer the one after them with `status`."""
+        self._faults.append(_Fault("none", _matcher(method, path), 0, count))
+        self.answer_next(status, method=method, path=path)
 
     def lose_next_answer(self, method: str | None = None, path: str | None = None, count: int = 1) -> None:
         """Do what the next requests ask, then close the connection instead of answering."""
