@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,27 @@ BoolArray = NDArray[np.bool_]
 ACQUISITIONS = ("LCB", "EI", "PI", "gp_hedge")
 HEDGED = ("LCB", "EI", "PI")
 INITIAL_DESIGNS = ("sobol", "lhs", "halton", "random")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What the next trial is to be best at.
+
+    Attributes
+    ----------
+    acq_func
+        ``"LCB"``, ``"EI"`` or ``"PI"``.
+    kappa, xi
+        See `score`.
+    radius
+        How far from the best configuration it may be, see `Neighbourhood.away`; a trust region (Eriksson et al. 2019,
+        arXiv:1910.01739) keeps exploration from being spent on the far corners of the space.
+    """
+
+    acq_func: str
+    kappa: float = 0.0
+    xi: float = 0.0
+    radius: float = math.inf
 
 
 def score(
@@ -134,6 +156,14 @@ class Neighbourhood:
         drawn[:, self.categorical] = np.floor(drawn[:, self.categorical] * self.sizes[self.categorical])
         return np.where(np.isnan(rows), drawn, rows)
 
+    def away(self, rows: FloatArray, centre: FloatArray) -> FloatArray:
+        """Distance of the rows from one row, shape (m,): the largest difference of a number, 0.15 a changed choice."""
+        gap = np.abs(rows - centre)
+        gap[np.isnan(gap)] = 0.0
+        switched = (gap[:, self.categorical] > 0).sum(axis=1)
+        largest = gap[:, self.numeric].max(axis=1) if self.numeric.any() else np.zeros(len(rows))
+        return np.asarray(np.maximum(largest, 0.15 * switched))
+
     def mutate(self, parents: FloatArray, scales: FloatArray, rng: np.random.Generator) -> FloatArray:
         """One legal child a parent, moved by about its scale in the unit cube; children that are illegal are dropped.
 
@@ -226,6 +256,7 @@ def candidate_pool(
     parts = [encoder.sample(spread, rng, lambda n, g: unit_design("sobol", n, encoder.width, g), partial=True)]
     if len(elites):
         rank = np.minimum(rng.exponential(max(1.0, len(elites) / 4), mutants).astype(np.int64), len(elites) - 1)
+        parts.append(elites)  # known, but where the local search begins
         parts.append(near.mutate(elites[rank], 10.0 ** rng.uniform(-3.0, -0.5, mutants), rng))
         if len(elites) >= 4:
             parts.append(near.cross(elites, mutants // 3, rng))

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import logging
 import math
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.optimizers.acquisition import ACQUISITIONS, HEDGED, INITIAL_DESIGNS, Neighbourhood, unit_design
+from deephyper_balsam.optimizers.acquisition import (
+    ACQUISITIONS,
+    HEDGED,
+    INITIAL_DESIGNS,
+    Criterion,
+    Neighbourhood,
+    unit_design,
+)
 from deephyper_balsam.optimizers.base import HistoryOptimizer, Suggestion
 from deephyper_balsam.optimizers.model import Losses, Model, Teacher
 from deephyper_balsam.optimizers.surrogates import SURROGATES
@@ -26,6 +36,11 @@ log = logging.getLogger(__name__)
 LIAR_STRATEGIES = ("believer", "cl_min", "cl_mean", "cl_max", "none")
 
 _KAPPA_STREAM, _HEDGE_STREAM, _DESIGN_STREAM = 2, 3, 4
+_RADIUS = 0.2
+_CYCLE = ((2.0, math.inf), (2.0, _RADIUS), (0.5, math.inf), (0.25, math.inf))
+"""What a single worker does in turn: factor of `kappa`, and distance allowed from the best configuration."""
+_LOCAL_SHARE = 0.25
+"""Share of the trials of several workers that explore around the best configuration."""
 _MOST_LIES = 512
 """Most running trials that a fresh model is told lies about, the latest ones; each costs one pass over the pool."""
 
@@ -46,7 +61,8 @@ class AMBS(HistoryOptimizer):
     acq_func
         ``"LCB"``, ``"EI"``, ``"PI"`` or ``"gp_hedge"``, which draws one of the three by how well each did so far.
     kappa
-        Standard deviations that LCB subtracts (the mean of the exponential distribution with more than one worker).
+        Standard deviations that LCB subtracts: the mean of the exponential distribution from which each trial of
+        several workers draws its own, and about the mean of the cycle of a single worker.
     xi
         Improvement, in standard deviations of the warped losses, that EI and PI ask for.
     liar_strategy
@@ -86,7 +102,7 @@ class AMBS(HistoryOptimizer):
         num_workers: int = 1,
         surrogate: str = "auto",
         acq_func: str = "LCB",
-        kappa: float = 1.96,
+        kappa: float = 1.0,
         xi: float = 0.01,
         liar_strategy: str = "believer",
         initial_design: str = "sobol",
@@ -115,7 +131,7 @@ class AMBS(HistoryOptimizer):
         near = Neighbourhood(self._encoder)
         self.num_initial = num_initial or _default_initial(near.free, num_workers, max_evals)
         pool_size = 512 if num_workers == 1 else 1024
-        self._teacher = Teacher(near, surrogate, acq_func, self._kappa, self._xi, pool_size, self._seed)
+        self._teacher = Teacher(near, surrogate, pool_size, self._seed)
         self._hedge = _Hedge() if acq_func == "gp_hedge" else None
         self._design: FloatArray | None = None
         self._told_at: dict[int, int] = {}
@@ -143,7 +159,7 @@ class AMBS(HistoryOptimizer):
             return suggestions
         origin = Origin("model", told=self.num_told, model=model.learnt)
         for number in range(first + len(suggestions), first + n):
-            index = model.choose(*self._criterion(number, model.learnt), self._known)
+            index = model.choose(self._criterion(number, model.learnt), self._known)
             if index is None:
                 break
             suggestions.append((model.rows[index], origin))
@@ -165,21 +181,48 @@ class AMBS(HistoryOptimizer):
                 )
         return self._design
 
-    def _criterion(self, number: int, learnt: int) -> tuple[str, float, float]:
-        kappa = self._kappa_at(learnt)
-        if self.num_workers > 1:
-            kappa *= float(self.rng_for(number, _KAPPA_STREAM).exponential())
+    def _criterion(self, number: int, learnt: int) -> Criterion:
+        """What trial `number` is to be best at: alone a worker goes through a cycle, many workers draw.
+
+        Both mix exploring everywhere, exploring around the best, and refining.
+        """
         name = self._acq_func
         if self._hedge is not None:
             name = HEDGED[self._hedge.arm(self.num_told, float(self.rng_for(number, _HEDGE_STREAM).random()))]
-        return name, kappa, self._xi
+        kappa = self._kappa_at(learnt)
+        if name != "LCB":
+            return Criterion(name, kappa, self._xi)
+        if self.num_workers == 1:
+            factor, radius = _CYCLE[learnt % len(_CYCLE)]
+        else:
+            rng = self.rng_for(number, _KAPPA_STREAM)
+            factor, radius = float(rng.exponential()), math.inf
+            if rng.random() < _LOCAL_SHARE:
+                factor, radius = max(factor, 1.0), _RADIUS
+        return Criterion(name, factor * kappa, self._xi, radius)
+
+    def _criteria(self, learnt: int) -> tuple[Criterion, ...]:
+        """Under which criteria a model of `learnt` results searches its candidates."""
+        kappa, xi = self._kappa_at(learnt), self._xi
+        factor, radius = _CYCLE[learnt % len(_CYCLE)]
+        if self._acq_func in ("EI", "PI"):
+            return (Criterion("LCB"), Criterion("LCB", kappa), Criterion(self._acq_func, kappa, xi))
+        if self._acq_func == "LCB" and self.num_workers == 1:
+            return (
+                Criterion("LCB"),
+                Criterion("LCB", 0.5 * factor * kappa),
+                Criterion("LCB", factor * kappa, xi, radius),
+            )
+        spread = tuple(Criterion("LCB", share * kappa) for share in (0.0, 0.5, 1.0, 2.5))
+        if self._acq_func == "LCB":
+            return (*spread, Criterion("LCB", kappa, xi, _RADIUS))
+        return (*spread, Criterion("EI", kappa, xi), Criterion("PI", kappa, xi))
 
     def _kappa_at(self, learnt: int) -> float:
-        """Exploration left: it fades with the share of the budget used, or slowly with the count if none is known."""
-        if self._max_evals is not None:
-            left = max(0.0, 1.0 - learnt / self._max_evals)
-            return self._kappa * (0.1 + 0.9 * left)
-        return self._kappa
+        """The scale of exploration after so many results: it fades over the second half of the budget, if known."""
+        if self._max_evals is None:
+            return self._kappa
+        return self._kappa * min(1.0, 0.2 + 1.6 * max(0.0, 1.0 - learnt / self._max_evals))
 
     # -- models --------------------------------------------------------------------------------------------------------
 
@@ -223,8 +266,7 @@ class AMBS(HistoryOptimizer):
         numbers = self._history.pending_numbers()
         rows = self._history.pending_rows()
         early = np.array([self._told_at.get(int(k), 0) < self.num_told for k in numbers], dtype=bool)
-        kappa = self._kappa_at(self.num_told)
-        return _Lesson(Losses(self._history.X, losses), kappa, numbers, rows, early)
+        return _Lesson(Losses(self._history.X, losses), self._criteria(self.num_told), numbers, rows, early)
 
     def _update(self) -> None:
         self._install(_taught(self._teacher, self._lesson(), self._liar_strategy))
@@ -276,7 +318,7 @@ class _Lesson:
     """What a model is made from: results, and running trials by number; `early` ran when the last result was told."""
 
     history: Losses
-    kappa: float
+    criteria: tuple[Criterion, ...]
     numbers: np.ndarray[Any, np.dtype[np.int64]]
     rows: FloatArray
     early: np.ndarray[Any, np.dtype[np.bool_]]
@@ -290,14 +332,28 @@ class _Taught:
 
 def _taught(teacher: Teacher, lesson: _Lesson, liar_strategy: str) -> _Taught:
     """A model that knows the running trials, in the order and the groups in which an uninterrupted search told it."""
-    model = teacher.learn(lesson.history, lesson.kappa)
-    encoder = teacher.near.encoder
-    early = lesson.rows[lesson.early][-_MOST_LIES:]
-    if len(early):
-        model.pend_rows(early, encoder.keys(early), liar_strategy)
-    for row in lesson.rows[~lesson.early]:
-        model.pend_rows(row[None, :], encoder.keys(row[None, :]), liar_strategy)
+    with _one_thread():
+        model = teacher.learn(lesson.history, lesson.criteria)
+        encoder = teacher.near.encoder
+        early = lesson.rows[lesson.early][-_MOST_LIES:]
+        if len(early):
+            model.pend_rows(early, encoder.keys(early), liar_strategy)
+        for row in lesson.rows[~lesson.early]:
+            model.pend_rows(row[None, :], encoder.keys(row[None, :]), liar_strategy)
     return _Taught(model, lesson.numbers)
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """Keep linear algebra on one thread: on the small matrices of a model, several threads wait for one another.
+
+    Ten times slower was measured on a busy machine; and sums in another order give another model.
+    """
+    return _thread_pools().limit(limits=1)  # type: ignore[no-any-return]
 
 
 class _Learner:

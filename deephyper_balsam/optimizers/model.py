@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from deephyper_balsam.optimizers.acquisition import Neighbourhood, candidate_pool, score
+from deephyper_balsam.optimizers.acquisition import Criterion, Neighbourhood, candidate_pool, score
 from deephyper_balsam.optimizers.surrogates import (
     DistancePool,
     Features,
@@ -35,6 +35,7 @@ IntArray = NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
+_OUTSIDE = 1e6
 ELITES = 24
 """How many of the best configurations are moved to make candidates."""
 
@@ -80,23 +81,16 @@ class Teacher:
         The space and its moves.
     surrogate
         One of `surrogates.SURROGATES`, or ``"auto"``.
-    acq_func, kappa, xi
-        The criterion of the local search of candidates.
     pool_size
         How many candidates a model keeps.
     seed
         The search's seed.
     """
 
-    def __init__(
-        self, near: Neighbourhood, surrogate: str, acq_func: str, kappa: float, xi: float, pool_size: int, seed: int
-    ) -> None:
+    def __init__(self, near: Neighbourhood, surrogate: str, pool_size: int, seed: int) -> None:
         self.near = near
         self.features = Features(tuple(c.size if c.kind == CATEGORICAL else 0 for c in near.encoder.columns))
         self.surrogate = surrogate
-        self.acq_func = acq_func
-        self.kappa = kappa
-        self.xi = xi
         self.pool_size = pool_size
         self.seed = seed
         self._hyperparameters: tuple[int, Hyperparameters] | None = None
@@ -107,14 +101,13 @@ class Teacher:
             return self.surrogate
         return "GP"
 
-    def learn(self, history: Losses, kappa: float | None = None) -> Model:
-        """Fit a surrogate to the history and gather its candidates.
+    def learn(self, history: Losses, criteria: tuple[Criterion, ...]) -> Model:
+        """Fit a surrogate to the history and gather its candidates, by local search under each of `criteria`.
 
         Never raises on degenerate data: without a single success, or with equal losses, the candidates are those
         farthest from what failed or was tried.
         """
         n = len(history)
-        kappa = self.kappa if kappa is None else kappa
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(n, 1)))
         seed = int(rng.integers(2**31))
         good = np.flatnonzero(~np.isnan(history.losses))
@@ -126,7 +119,7 @@ class Teacher:
         if not len(good) or np.ptp(z) == 0.0:
             return self._unlearned(history, rng, feasibility)
         surrogate = self._fitted(history, good, z, seed)
-        return self._pooled(history, good, z, surrogate, feasibility, rng, kappa)
+        return self._pooled(history, good, z, surrogate, feasibility, rng, criteria)
 
     def _fitted(self, history: Losses, good: IntArray, z: FloatArray, seed: int) -> Surrogate:
         kind = self.kind(len(history))
@@ -154,31 +147,32 @@ class Teacher:
         surrogate: Surrogate,
         feasibility: ForestSurrogate | None,
         rng: np.random.Generator,
-        kappa: float,
+        criteria: tuple[Criterion, ...],
     ) -> Model:
         order = np.argsort(z, kind="stable")
         elites = history.unit[good[order[:ELITES]]]
         best, worst = float(z[order[0]]), float(z[order[-1]])
-        kappas = (0.0, 0.5 * kappa, kappa)
-        names = ("EI", "PI") if self.acq_func == "gp_hedge" else () if self.acq_func == "LCB" else (self.acq_func,)
 
-        def criteria(rows: FloatArray) -> FloatArray:
+        def scorer(rows: FloatArray) -> FloatArray:
             mean, std = surrogate.predict(rows)
             fail = feasibility.predict(rows)[0] if feasibility is not None else None
-            scores = [score("LCB", mean, std, best, k, self.xi, fail, worst) for k in kappas]
-            scores += [score(name, mean, std, best, 0.0, self.xi, fail, worst) for name in names]
-            return np.stack(scores)
+            away = self.near.away(rows, elites[0])
+            scores = [score(c.acq_func, mean, std, best, c.kappa, c.xi, fail, worst) for c in criteria]
+            return np.stack(
+                [s + np.where(away > c.radius, _OUTSIDE, 0.0) for s, c in zip(scores, criteria, strict=True)]
+            )
 
-        rows, scores = candidate_pool(self.near, elites, criteria, rng)
+        rows, scores = candidate_pool(self.near, elites, scorer, rng)
         if isinstance(surrogate, GPSurrogate):
-            polished = self._polish(surrogate, rows[np.unique(np.argmin(scores, axis=1))], kappas)
-            rows, scores = np.vstack([rows, polished]), np.hstack([scores, criteria(polished)])
+            polished = self._polish(surrogate, elites[0], rows[np.argmin(scores, axis=1)], criteria)
+            rows, scores = np.vstack([rows, polished]), np.hstack([scores, scorer(polished)])
         rows = rows[self._kept(scores, rng)]
         keys = self.near.encoder.keys(rows)
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         rows = rows[sorted(first.values())]
         fail = feasibility.predict(rows)[0] if feasibility is not None else None
-        return Model(len(history), rows, self.near.encoder.keys(rows), surrogate.pool(rows), fail, z)
+        away = self.near.away(rows, elites[0])
+        return Model(len(history), rows, self.near.encoder.keys(rows), surrogate.pool(rows), fail, z, away)
 
     def _kept(self, scores: FloatArray, rng: np.random.Generator) -> IntArray:
         """The best half of the pool under all criteria in turn, and a random half of the rest."""
@@ -190,26 +184,25 @@ class Teacher:
         rest = np.setdiff1d(np.arange(m), best)
         return np.concatenate([best, rng.permutation(rest)[: self.pool_size - len(best)]])
 
-    def _polish(self, surrogate: GPSurrogate, starts: FloatArray, kappas: tuple[float, ...]) -> FloatArray:
-        """Each start moved downhill in its real columns under each kappa, by L-BFGS-B on the GP's gradient."""
+    def _polish(
+        self, surrogate: GPSurrogate, centre: FloatArray, starts: FloatArray, criteria: tuple[Criterion, ...]
+    ) -> FloatArray:
+        """Each start moved downhill in its real columns under its criterion, by L-BFGS-B on the GP's gradient."""
         out = [starts]
-        for kappa in kappas:
-            for start in starts:
-                free = np.flatnonzero(self.near.real & ~np.isnan(start))
-                if not len(free):
-                    continue
-                fun = surrogate.lcb_gradient(start, free, kappa)
-                found = minimize(
-                    fun,
-                    start[free],
-                    jac=True,
-                    method="L-BFGS-B",
-                    bounds=[(0.0, 1.0)] * len(free),
-                    options={"maxiter": 20},
-                )
-                row = start.copy()
-                row[free] = np.clip(found.x, 0.0, 1.0)
-                out.append(row[None, :])
+        for start, criterion in zip(starts, criteria, strict=True):
+            free = np.flatnonzero(self.near.real & ~np.isnan(start))
+            if criterion.acq_func != "LCB" or not len(free):
+                continue
+            low, high = np.zeros(len(free)), np.ones(len(free))
+            if np.isfinite(criterion.radius):
+                around = np.where(np.isnan(centre[free]), start[free], centre[free])
+                low, high = np.maximum(low, around - criterion.radius), np.minimum(high, around + criterion.radius)
+            fun = surrogate.lcb_gradient(start, free, criterion.kappa)
+            box = list(zip(low, high, strict=True))
+            found = minimize(fun, start[free], jac=True, method="L-BFGS-B", bounds=box, options={"maxiter": 20})
+            row = start.copy()
+            row[free] = np.clip(found.x, 0.0, 1.0)
+            out.append(row[None, :])
         return self.near.legal(np.vstack(out))
 
     def _unlearned(self, history: Losses, rng: np.random.Generator, feasibility: ForestSurrogate | None) -> Model:
@@ -217,7 +210,7 @@ class Teacher:
         rows = self.near.encoder.sample(self.pool_size, rng, partial=True)
         fail = feasibility.predict(rows)[0] if feasibility is not None else None
         pool = DistancePool(self.features, history.unit[-512:], rows)
-        return Model(len(history), rows, self.near.encoder.keys(rows), pool, fail, np.zeros(1))
+        return Model(len(history), rows, self.near.encoder.keys(rows), pool, fail, np.zeros(1), np.zeros(len(rows)))
 
 
 class Model:
@@ -235,15 +228,25 @@ class Model:
         Probability that each fails, or None.
     z
         Warped losses that were learnt.
+    away
+        How far each candidate is from the best configuration.
     """
 
     def __init__(
-        self, learnt: int, rows: FloatArray, keys: list[bytes], pool: Pool, fail: FloatArray | None, z: FloatArray
+        self,
+        learnt: int,
+        rows: FloatArray,
+        keys: list[bytes],
+        pool: Pool,
+        fail: FloatArray | None,
+        z: FloatArray,
+        away: FloatArray,
     ) -> None:
         self.learnt = learnt
         self.rows = rows
         self.pool = pool
         self._fail = fail
+        self._away = away
         self._keys = keys
         self._at = {key: index for index, key in reversed(list(enumerate(keys)))}
         self._gone = np.zeros(len(rows), dtype=bool)
@@ -271,9 +274,11 @@ class Model:
             if index is not None:
                 self.pend(index, liar_strategy)
 
-    def choose(self, acq_func: str, kappa: float, xi: float, seen: Container[bytes]) -> int | None:
+    def choose(self, criterion: Criterion, seen: Container[bytes]) -> int | None:
         """Index of the candidate with the smallest score that is not in `seen`, or None if the pool is used up."""
-        scores = score(acq_func, self.pool.mean, self.pool.std, self._best, kappa, xi, self._fail, self._worst)
+        c = criterion
+        scores = score(c.acq_func, self.pool.mean, self.pool.std, self._best, c.kappa, c.xi, self._fail, self._worst)
+        scores[: len(self._away)] += np.where(self._away > c.radius, _OUTSIDE, 0.0)
         scores[self._gone] = np.inf
         while True:
             index = int(np.argmin(scores))
