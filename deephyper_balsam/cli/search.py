@@ -328,7 +328,7 @@ def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None
     from deephyper_balsam.results import legacy_table, table, write_whole
 
     _, record, lines = _read(name)
-    names = [parameter["name"] for parameter in record.settings["problem"].get("hyperparameters", [])]
+    names = record.settings["problem"]["hyperparameters"]
     frame = (legacy_table if legacy else table)(lines, names)
     if as_json:
         rows = frame.astype(object).where(frame.notna(), None)
