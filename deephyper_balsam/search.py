@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from deephyper_balsam.errors import NotLoggedInError, SettingsError, Unreachable
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.trial import Result, TrialState
+from deephyper_balsam.trial import Config, Result, TrialState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,6 +162,7 @@ class Search:
         self._asked_for = asked_for or {"method": method, "seed": seed, **options}
         self._stop = threading.Event()
         self._rate = _Rate()
+        self._withdrawn: dict[int, Config] = {}
         self._notice: str | None = None
         self._best: dict[str, Any] | None = None
         self._exported_at = -1e9
@@ -252,6 +253,8 @@ class Search:
         optimizer = make_optimizer(self.method, self.problem, seed=seed, num_workers=workers, **options)
         if history.trials:
             optimizer.restore(history.trials, history.results, history.withdrawn)
+            configs = {trial.number: trial.config for trial in history.trials}
+            self._withdrawn = {number: configs[number] for number in history.withdrawn}
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
         self._best = results.best(self.evaluator.lines)
         if not (self.folder / "search.yaml").exists():
@@ -289,7 +292,7 @@ class Search:
     def _record(self, arrived: list[Result], optimizer: Optimizer) -> None:
         if not arrived:
             return
-        optimizer.tell(arrived)
+        optimizer.tell([self._as_told(result) for result in arrived])
         self._rate.add(len(arrived), self._clock())
         for result in arrived:
             if result.objective is None:
@@ -298,6 +301,11 @@ class Search:
                 self._best = self.evaluator.line(result.number)
                 logger.info("Trial %s is the best so far: %.6g", result.number, result.objective)
         self._export()
+
+    def _as_told(self, result: Result) -> Result:
+        """A trial that an earlier life withdrew, and a node ran all the same, teaches like a point from elsewhere."""
+        config = None if result.number is None else self._withdrawn.get(result.number)
+        return result if config is None else replace(result, number=None, config=config)
 
     def _fill(self, budget: _Budget, optimizer: Optimizer) -> None:
         counts = self.evaluator.counts
