@@ -269,10 +269,10 @@ class Model:
             if self._fail is not None:
                 self._fail = np.concatenate([self._fail, np.zeros(len(fresh))])
             self._at.update((keys[i], old + offset) for offset, i in enumerate(fresh))
-        for key in keys:
-            index = self._at.get(key)
-            if index is not None:
-                self.pend(index, liar_strategy)
+        indices = [self._at[key] for key in keys if key in self._at]
+        self._gone[indices] = True
+        if liar_strategy != "none":
+            self.pool.lie_all(indices, self._lies[liar_strategy])
 
     def choose(self, criterion: Criterion, seen: Container[bytes]) -> int | None:
         """Index of the candidate with the smallest score that is not in `seen`, or None if the pool is used up."""

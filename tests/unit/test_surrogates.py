@@ -128,6 +128,23 @@ def test_a_lie_to_a_gaussian_process_is_what_a_fit_with_that_point_would_say() -
     assert np.allclose(pool.std, std, atol=1e-3)
 
 
+@pytest.mark.parametrize("value", [None, 0.5])
+def test_lies_told_at_once_are_lies_told_one_after_another(value: float | None) -> None:
+    unit, loss = data(25)
+    model = GPSurrogate(FEATURES)
+    model.fit(unit, warp(loss), 0)
+    there, _ = data(30, 6)
+    at_once, in_turn = model.pool(there[:25]), model.pool(there[:25])
+    at_once.lie_all([2, 5, 9, 14], value)
+    for index in (2, 5, 9, 14):
+        in_turn.lie(index, value)
+    for pool in (at_once, in_turn):
+        pool.lie(20, 1.0)
+        pool.extend(there[25:])
+    assert np.allclose(at_once.mean, in_turn.mean, atol=1e-5)
+    assert np.allclose(at_once.std, in_turn.std, atol=1e-4)
+
+
 def test_the_gradient_of_the_confidence_bound_is_that_of_its_value() -> None:
     unit, loss = data(30)
     model = GPSurrogate(FEATURES)
