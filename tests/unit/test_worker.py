@@ -43,6 +43,9 @@ class Tensor:
     def __init__(self, *values: float) -> None:
         self.values = values
 
+    def __repr__(self) -> str:  # a test's name must be the same in every process
+        return f"Tensor{self.values}"
+
     def numel(self) -> int:
         return len(self.values)
 
