@@ -41,6 +41,8 @@ _CYCLE = ((2.0, math.inf), (2.0, _RADIUS), (0.5, math.inf), (0.25, math.inf))
 """What a single worker does in turn: factor of `kappa`, and distance allowed from the best configuration."""
 _LOCAL_SHARE = 0.25
 """Share of the trials of several workers that explore around the best configuration."""
+_STEPS_A_WAVE = 16
+"""How many models are made while every worker ends one trial."""
 _MOST_LIES = 512
 """Most running trials that a fresh model is told lies about, the latest ones; each costs one pass over the pool."""
 
@@ -135,6 +137,7 @@ class AMBS(HistoryOptimizer):
         self._hedge = _Hedge() if acq_func == "gp_hedge" else None
         self._design: FloatArray | None = None
         self._told_at: dict[int, int] = {}
+        self._made_at: dict[int, int] = {}  # results that a model learnt -> results told when it was made
         self._model: Model | None = None
         self._model_used = True
         self._thread: _Learner | None = None
@@ -231,7 +234,7 @@ class AMBS(HistoryOptimizer):
             fresh = self._thread.take()
             if fresh is not None:
                 self._install(fresh)
-        elif not self._background and self.num_told and (self._model is None or self._model.learnt < self.num_told):
+        elif not self._background and self.num_told and self._is_stale:
             self._update()
         self._model_used = True
         return self._model
@@ -245,13 +248,28 @@ class AMBS(HistoryOptimizer):
             self._thread.learn(self._lesson())
             return
         complete = self._history.num_pending == 0 and self._history.numbers[-1] >= 0
-        if self.num_asked >= self.num_initial and (self._model_used or complete):
+        if self.num_asked >= self.num_initial and self._is_stale and (self._model_used or complete):
             try:
                 self._update()
             except Exception:
                 # The results are recorded and `tell` is atomic; `ask` tries again, and raises if it fails again.
                 log.exception("No model could be made of %d results; the next ask tries again.", self.num_told)
                 self._model = None
+
+    @property
+    def _to_learn(self) -> int:
+        """How many of the results told the model should know.
+
+        With many workers, a result more or less among the many that still run changes little: the model then learns
+        in steps of a sixteenth of the workers. The steps are counted from the first result, so that they are the same
+        after a restore.
+        """
+        step = 1 if self._background else max(1, self.num_workers // _STEPS_A_WAVE)
+        return self.num_told if self.num_told < 4 * step else self.num_told - self.num_told % step
+
+    @property
+    def _is_stale(self) -> bool:
+        return self._model is None or self._model.learnt < self._to_learn
 
     def _learn_hedge(self, new: slice) -> None:
         assert self._hedge is not None
@@ -262,11 +280,16 @@ class AMBS(HistoryOptimizer):
 
     def _lesson(self) -> _Lesson:
         # The arrays only grow and told rows never change, so a view is a safe snapshot for another thread.
-        losses = -self._history.y  # the one place where the objective's sign is turned
-        numbers = self._history.pending_numbers()
-        rows = self._history.pending_rows()
-        early = np.array([self._told_at.get(int(k), 0) < self.num_told for k in numbers], dtype=bool)
-        return _Lesson(Losses(self._history.X, losses), self._criteria(self.num_told), numbers, rows, early)
+        count = self._to_learn
+        losses = -self._history.y[:count]  # the one place where the objective's sign is turned
+        # What was told but is not learnt yet is a running trial to the model, as it was when the model was made
+        numbers = np.concatenate([self._history.pending_numbers(), self._history.numbers[count:]])
+        rows = np.vstack([self._history.pending_rows(), self._history.X[count:]])
+        order = np.argsort(numbers, kind="stable")
+        numbers, rows = numbers[order], rows[order]
+        made_at = self._made_at.setdefault(count, self.num_told)
+        early = np.array([self._told_at.get(int(k), 0) < made_at for k in numbers], dtype=bool)
+        return _Lesson(Losses(self._history.X[:count], losses), self._criteria(count), numbers, rows, early)
 
     def _update(self) -> None:
         self._install(_taught(self._teacher, self._lesson(), self._liar_strategy))
@@ -299,6 +322,10 @@ class AMBS(HistoryOptimizer):
 
     def _remember(self, trials: Sequence[Trial]) -> None:
         self._told_at.update((trial.number, trial.origin.told) for trial in trials)
+        for trial in trials:
+            if trial.origin.kind == "model":
+                before = self._made_at.get(trial.origin.model, trial.origin.told)
+                self._made_at[trial.origin.model] = min(before, trial.origin.told)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
