@@ -227,10 +227,15 @@ def test_a_space_that_is_used_up_ends_the_search(
 def test_the_timeout_ends_it_and_withdraws_what_waits(
     make: Make, play: Play, problem: HpProblem, api: BalsamApi
 ) -> None:
-    play(score, step_s=0.2)
+    playing = play(score)
+
+    def freeze(progress: Progress) -> None:
+        if progress.states[TrialState.DONE]:
+            playing.close()  # what waits now waits until the end
+
     began_at = time.monotonic()
-    frame = make(problem).search(timeout=1.0)
-    assert time.monotonic() - began_at < 5
+    frame = make(problem).search(timeout=2.0, on_progress=freeze)
+    assert time.monotonic() - began_at < 10
     assert {"DONE", "CANCELLED"} <= set(frame["job_status"])
     assert "READY" not in set(frame["job_status"])
     cancelled = {number for number, row in api.trials("s").items() if row["data"].get("cancelled")}
@@ -240,10 +245,13 @@ def test_the_timeout_ends_it_and_withdraws_what_waits(
 def test_stop_withdraws_what_waits_writes_the_results_and_leaves_the_wheel(
     make: Make, play: Play, problem: HpProblem, api: BalsamApi, tmp_path: Path
 ) -> None:
-    play(score, step_s=0.05)
+    playing = play(score)
     search = make(problem)
-    thread, answers = in_thread(lambda: search.search(max_evals=1000))
-    wait_until(lambda: sum("gathered" in row["data"] for row in list(api.jobs.values())) >= 3)
+    seen: list[Progress] = []
+    thread, answers = in_thread(lambda: search.search(max_evals=1000, on_progress=seen.append))
+    wait_until(lambda: bool(seen) and seen[-1].evaluated >= 3)
+    playing.close()
+    wait_until(lambda: seen[-1].states[TrialState.READY] > 0)
     search.stop()
     assert search.stopped
     thread.join(10)
