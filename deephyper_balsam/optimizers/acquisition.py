@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.space import CATEGORICAL, CONSTANT, REAL, Encoder
+from deephyper_balsam.space import CATEGORICAL, CONSTANT, INTEGER, REAL, Encoder
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -143,6 +143,11 @@ class Neighbourhood:
         self.steps: FloatArray = np.array(
             [0.0 if c.kind == REAL or c.log else 1.0 / max(1, c.size - 1) for c in columns]
         )
+        self.log_integer: list[tuple[int, float, float]] = [
+            (j, math.log(c.lower), math.log(c.upper) - math.log(c.lower))
+            for j, c in enumerate(columns)
+            if c.kind == INTEGER and c.log
+        ]
         self.free = max(1, int((~self.constant).sum()))
 
     def legal(self, rows: FloatArray) -> FloatArray:
@@ -183,7 +188,9 @@ class Neighbourhood:
         chosen = rng.random((m, d)) < share[:, None]
         chosen[np.arange(m), rng.integers(0, d, m)] = True
         move = rng.standard_normal((m, d)) * scales[:, None]
-        steps = self.steps[None, :]
+        steps = np.tile(self.steps, (m, 1))
+        for j, low, span in self.log_integer:
+            steps[:, j] = np.log1p(np.exp(-low - base[:, j] * span)) / span
         with np.errstate(divide="ignore", invalid="ignore"):
             whole = np.floor(np.abs(move) / steps + rng.random((m, d))) * steps * np.sign(move)
         move = np.where(steps > 0, whole, move)

@@ -64,11 +64,11 @@ class Losses:
 
 
 def refit_point(n: int) -> int:
-    """The history length whose hyperparameters a Gaussian process of `n` results uses: `n` less at most an eighth.
+    """The history length whose hyperparameters a Gaussian process of `n` results uses: at most an eighth, or 256, less.
 
     It depends on `n` alone, so a search rebuilt from its history uses the hyperparameters that the first run used.
     """
-    step = 1 << max(0, int(math.log2(max(1, n))) - 3)
+    step = min(256, 1 << max(0, int(math.log2(max(1, n))) - 3))
     return n - n % step
 
 

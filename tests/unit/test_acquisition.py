@@ -97,6 +97,19 @@ def test_small_moves_reach_neighbouring_integers_and_other_choices() -> None:
     assert np.abs(children[:, 0] - 0.5).max() < 0.1
 
 
+def test_small_moves_reach_neighbouring_integers_on_a_log_scale() -> None:
+    problem = HpProblem("log")
+    problem.add_hyperparameter((1, 1000, "log-uniform"), "units")
+    problem.add_hyperparameter((0.0, 1.0), "x")
+    near = Neighbourhood(problem.encoder)
+    for units in (1, 2, 50, 1000):
+        parent = near.encoder.encode([{"units": units, "x": 0.5}])
+        children = near.mutate(np.repeat(parent, 2000, axis=0), np.full(2000, 1e-3), np.random.default_rng(0))
+        reached = {config["units"] for config in near.encoder.decode(children)}
+        assert {max(1, units - 1), units, min(1000, units + 1)} <= reached
+        assert max(abs(other - units) for other in reached) <= 3 + 0.05 * units
+
+
 def test_the_local_search_finds_the_minimum_of_its_criterion() -> None:
     problem = HpProblem("cube")
     for i in range(4):
