@@ -251,7 +251,7 @@ def test_stop_withdraws_what_waits_writes_the_results_and_leaves_the_wheel(
     thread, answers = in_thread(lambda: search.search(max_evals=1000, on_progress=seen.append))
     wait_until(lambda: bool(seen) and seen[-1].evaluated >= 3)
     playing.close()
-    wait_until(lambda: seen[-1].states[TrialState.READY] > 0)
+    wait_until(lambda: any(row["state"] == "STAGED_IN" for row in list(api.jobs.values())))
     search.stop()
     assert search.stopped
     thread.join(10)
