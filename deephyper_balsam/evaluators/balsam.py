@@ -352,9 +352,9 @@ class BalsamEvaluator:
         assert self._search is not None
         withdrawn = []
         waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock())
-        for row in [row for row in self._changed_rows() if row["id"] in waiting]:
-            self._set_row_line(row)  # and no more: the next look must still see what else changed
-            if jobs.read_state(row) is TrialState.CANCELLED:
+        for row in self._changed_rows():  # all of them: this may be the last look before the results are written
+            self._set_row_line(row)  # and no more: the next collect must still see what is new
+            if row["id"] in waiting and jobs.read_state(row) is TrialState.CANCELLED:
                 withdrawn.append(int(row["tags"]["trial"]))
         return withdrawn
 
