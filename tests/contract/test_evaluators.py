@@ -407,3 +407,12 @@ def test_a_withdrawn_trial_that_a_node_runs_all_the_same_brings_its_result(rig: 
     assert [(result.number, result.objective) for result in rig.evaluator.collect()] == [(0, 0.5)]
     assert rig.evaluator.counts[TrialState.DONE] == 1
     assert rig.evaluator.counts[TrialState.CANCELLED] == 0
+
+
+def test_the_table_after_cancel_is_as_balsam_has_it(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0, 1, 2, 3))
+    one, _ = rig.site.acquire(2)
+    rig.site.deliver(one, 0.5)
+    rig.evaluator.cancel()
+    assert [line["job_status"] for line in rig.evaluator.lines] == ["DONE", "RUNNING", "CANCELLED", "CANCELLED"]
+    assert [result.number for result in rig.evaluator.collect()] == [0]
