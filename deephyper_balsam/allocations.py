@@ -75,7 +75,8 @@ class Allocations:
         self._alive: list[Row] = []
         self._ours: dict[int, float] = {}  # BatchJob id -> when it was last seen not to run yet
         self._known: set[int] = set()
-        self._doubtful = False  # whether one may have been made that we have no answer about
+        # Whether one may have been made for us that we know nothing of: the answer was lost, or a driver was killed
+        self._doubtful = request is not None
         self._deaths = 0
 
     def refresh(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from deephyper_balsam import results
-from deephyper_balsam.errors import NotLoggedInError, SettingsError, UnreachableError
+from deephyper_balsam.errors import BalsamError, NotLoggedInError, SettingsError, UnreachableError
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem import HpProblem
@@ -258,7 +258,8 @@ class Search:
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
         self._best = results.best(self.evaluator.lines)
         if not (self.folder / "search.yaml").exists():
-            results.write_whole(self.folder / "search.yaml", yaml.safe_dump(self._asked_for, sort_keys=False))
+            asked_for = {**self._asked_for, "seed": seed}  # the one that was drawn, if none was given
+            results.write_whole(self.folder / "search.yaml", yaml.safe_dump(asked_for, sort_keys=False))
         return optimizer
 
     def _ended(self, progress: Progress, optimizer: Optimizer) -> bool:
@@ -281,9 +282,12 @@ class Search:
             withdrawn = self.evaluator.cancel()
             if withdrawn:
                 logger.info("Withdrew %d waiting trials", len(withdrawn))
-            self.evaluator.close()
-        except (UnreachableError, NotLoggedInError) as error:
+        except BalsamError as error:
             logger.warning("Waiting trials could not be withdrawn: %s", error)
+        try:
+            self.evaluator.close()
+        except BalsamError as error:
+            logger.warning("The allocations that were asked for could not be ended: %s", error)
         optimizer.close()
         self._export(now=True)
 

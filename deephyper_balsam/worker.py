@@ -254,12 +254,16 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
     limit_s = data.get("eval_timeout_s")
     started_at = time.time()
 
-    def give_up() -> None:
-        outcome = {**_failure(timeout_reason(limit_s or 0.0)), "metadata": {}, "start": started_at}
-        deliver(app, data, {**outcome, "end": time.time(), "host": socket.gethostname()})
+    def timed_out() -> Outcome:
+        ends = {"start": started_at, "end": time.time(), "host": socket.gethostname()}
+        return {**_failure(timeout_reason(limit_s or 0.0)), "metadata": {}, **ends}
 
-    with time_limit(limit_s, give_up):
-        outcome = evaluate(lambda job: make_run_function(spec, workdir)(job), job)
+    outcome: Outcome | None = None
+    try:
+        with time_limit(limit_s, lambda: deliver(app, data, timed_out())):
+            outcome = evaluate(lambda job: make_run_function(spec, workdir)(job), job)
+    except TrialTimeout:  # the bell rang after the run function had ended
+        outcome = outcome or timed_out()
     end_children(os.getpid())
     if app.job.num_nodes * app.job.ranks_per_node == 1 or rank() == 0:
         deliver(app, data, outcome)
