@@ -70,7 +70,7 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option(
     "--acq-func", type=click.Choice(["LCB", "EI", "PI", "gp_hedge"]), help="What AMBS asks of it. [default: LCB]"
 )
-@click.option("--kappa", type=_NOT_NEGATIVE, help="Exploration of LCB. [default: 1.96]")
+@click.option("--kappa", type=_NOT_NEGATIVE, help="Exploration of LCB. [default: 1.0]")
 @click.option("--xi", type=_NOT_NEGATIVE, help="Exploration of EI and PI. [default: 0.01]")
 @click.option(
     "--liar-strategy",
@@ -343,7 +343,10 @@ def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None
 @search.command()
 @click.argument("name")
 def stop(name: str) -> None:
-    """Stop the search NAME: no new trials, waiting ones withdrawn, running ones end on their own.
+    """Stop the search NAME: no new trials, waiting ones withdrawn; its driver exits with 0 if there is a result.
+
+    Trials that run go on; where they run in an allocation that the driver asked for, they end with it and begin anew
+    when the search goes on.
 
     \b
     Example:
