@@ -276,42 +276,55 @@ class ForestPool(_OneByOne):
 
     def __init__(self, forest: ForestSurrogate, unit: FloatArray) -> None:
         self._forest = forest
-        self._index, self._mean, self._variance, self._count = forest.leaves(unit)
-        self._lies: list[tuple[int, float | None]] = []
-        self.mean, self.std = _forest_moments(self._mean, self._variance)
+        self._lies: list[tuple[int, float]] = []
+        self._set(*forest.leaves(unit))
+
+    def _set(self, index: IntArray, mean: FloatArray, variance: FloatArray, count: FloatArray) -> None:
+        self._index = index.astype(np.int32)
+        self._mean, self._variance, self._count = mean, variance, count
+        # Sums over the trees, so that a lie costs only the cells that it touches.
+        self._first, self._second = mean.sum(axis=0), (variance + mean * mean).sum(axis=0)
+        self._moments()
+
+    def _moments(self) -> None:
+        trees = len(self._index)
+        self.mean = self._first / trees
+        self.std = np.sqrt(np.maximum(self._second / trees - self.mean * self.mean, 1e-12))
 
     def lie(self, index: int, value: float | None) -> None:
         """See `Pool.lie`. Costs O(trees x points) comparisons."""
         told = float(self.mean[index]) if value is None else value
         self._lies.append((index, told))
-        same = self._index == self._index[:, index, None]
-        self._join(same, told)
+        self._join(self._index == self._index[:, index, None], told)
+        self._moments()
 
     def _join(self, same: NDArray[np.bool_], told: float) -> None:
-        touched = np.flatnonzero(same.any(axis=0))
-        joined = same[:, touched]
-        count, mean, variance = (a[:, touched] for a in (self._count, self._mean, self._variance))
-        share = joined / (count + 1.0)
+        cells = np.flatnonzero(same)
+        count, mean, variance = (a.ravel()[cells] for a in (self._count, self._mean, self._variance))
+        share = 1.0 / (count + 1.0)
         gap = told - mean
-        spread = (variance + gap * gap * share) * (1.0 - share)
-        mean += gap * share
-        self._count[:, touched] = count + joined
-        self._mean[:, touched] = mean
-        self._variance[:, touched] = spread
-        self.mean[touched], self.std[touched] = _forest_moments(mean, spread)
+        moved, spread = mean + gap * share, (variance + gap * gap * share) * (1.0 - share)
+        for array, fresh in ((self._count, count + 1.0), (self._mean, moved), (self._variance, spread)):
+            array.reshape(-1)[cells] = fresh
+        points, size = cells % same.shape[1], same.shape[1]
+        self._first += np.bincount(points, moved - mean, size)
+        self._second += np.bincount(points, spread - variance + moved * moved - mean * mean, size)
 
     def extend(self, unit: FloatArray) -> None:
         """See `Pool.extend`."""
         old = self._index.shape[1]
         index, mean, variance, count = self._forest.leaves(unit)
-        self._index, self._mean = np.hstack([self._index, index]), np.hstack([self._mean, mean])
-        self._variance, self._count = np.hstack([self._variance, variance]), np.hstack([self._count, count])
-        fresh = _forest_moments(mean, variance)
-        self.mean, self.std = np.concatenate([self.mean, fresh[0]]), np.concatenate([self.std, fresh[1]])
+        self._set(
+            np.hstack([self._index, index]),
+            np.hstack([self._mean, mean]),
+            np.hstack([self._variance, variance]),
+            np.hstack([self._count, count]),
+        )
         for point, told in self._lies:
             same = self._index == self._index[:, point, None]
             same[:, :old] = False
-            self._join(same, float(told if told is not None else self.mean[point]))
+            self._join(same, told)
+        self._moments()
 
 
 # --- gradient boosting ---------------------------------------------------------------------------------------------
