@@ -169,6 +169,11 @@ class Allocations:
                 )
                 raise BalsamError(f"{what} BatchJob {job_id}: {_last_words(ended[job_id])}")
 
+    @property
+    def owned(self) -> bool:
+        """Whether one that we asked for is alive."""
+        return bool(self._ours)
+
     def release(self) -> None:
         """End the allocations that we asked for; others' go on."""
         for job_id in list(self._ours):

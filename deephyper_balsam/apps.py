@@ -186,7 +186,9 @@ def _read_command(path: Path) -> Spec:
     except OSError as error:
         raise TargetError(f"{path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TargetError(f"{path} is no YAML: {error}") from error
+        raise TargetError(
+            f"{path} is no YAML: {' '.join(str(error).split())} (a command that begins with {{{{ must stand in quotes)"
+        ) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("command"), str):
         raise TargetError(
             f"{path} must be a mapping with a `command`; its keys may be {', '.join(sorted(_COMMAND_KEYS))}."

@@ -15,7 +15,8 @@ Times are seconds since the epoch (UTC).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from deephyper_balsam.targets import reason
 from deephyper_balsam.trial import Config, Origin, Result, Trial, TrialState
 
 NEVER_STARTED = "withdrawn before it ran"
+RESULT_IS_IN = "its result is in"
 
 # Balsam 0.7, balsam/schemas/job.py, JobState. A run that ended is RUNNING to us until its result is known.
 _STATES = {
@@ -43,6 +45,11 @@ _STATES = {
     "JOB_FINISHED": TrialState.DONE,
     "FAILED": TrialState.FAILED,
 }
+
+
+_RUNNABLE = ("PREPROCESSED", "RESTART_READY")
+_NOT_FINAL = tuple(name for name, state in _STATES.items() if not state.is_final)
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -195,13 +202,47 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     return line
 
 
+def mend(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:
+    """Mend what a driver or launcher that was killed left behind among a search's jobs.
+
+    A job that is RUNNING but that no launcher holds would stay so for ever: it goes back to the queue. A job that waits
+    although its result is in would take a node for nothing: it is finished.
+    """
+    tags = trial_tags(search)
+    rows = list(rows)
+    running = [row for row in rows if row["state"] == "RUNNING" and "result" not in row["data"]]
+    orphans = [row["id"] for row in running if row.get("session_id", "unknown") is None]
+    if orphans:
+        gateway.move_jobs(tags, ("RUNNING",), "RESTART_READY", "no launcher holds it", orphans)
+    ended = [row["id"] for row in rows if row["state"] in WAITING_STATES and "result" in row["data"]]
+    if ended:
+        gateway.move_jobs(tags, WAITING_STATES, "JOB_FINISHED", RESULT_IS_IN, ended)
+
+
+def settle(gateway: Gateway, search: str, patience_s: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Let Balsam note the ends of runs whose results are in, before their launcher ends; else note them for it."""
+    tags = trial_tags(search)
+    pauses = max(1, round(patience_s / _LOOK_S))
+    for _ in range(pauses):
+        open_ids = [row["id"] for row in gateway.jobs(tags, states=_NOT_FINAL) if "result" in row["data"]]
+        if not open_ids:
+            return
+        sleep(_LOOK_S)
+    gateway.move_jobs(tags, _NOT_FINAL, "JOB_FINISHED", RESULT_IS_IN, open_ids)
+
+
 def withdraw_waiting(gateway: Gateway, search: str, now: float) -> set[int]:
     """Withdraw the trials of a search that no node has begun; the ids of their jobs.
 
-    A run that began in between goes on, and its result counts.
+    What a launcher already holds is left to it: its next word about the job would come after ours. A run that began in
+    between goes on, and its result counts.
     """
     tags = trial_tags(search)
-    rows = {row["id"]: row for row in gateway.jobs(tags, states=WAITING_STATES) if "result" not in row["data"]}
+    rows = {
+        row["id"]: row
+        for row in gateway.jobs(tags, states=WAITING_STATES)
+        if "result" not in row["data"] and not (row["state"] in _RUNNABLE and row.get("session_id"))
+    }
     if rows:
         gateway.write_data({job_id: {**row["data"], "cancelled": now} for job_id, row in rows.items()})
         gateway.move_jobs(tags, WAITING_STATES, "FAILED", NEVER_STARTED, list(rows))

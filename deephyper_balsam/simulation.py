@@ -65,6 +65,7 @@ def simulate(
     seed: int = 0,
     max_evals: int | None = None,
     timer: Callable[[], float] = time.perf_counter,
+    on_progress: Callable[[float, int], None] | None = None,
     **options: Any,
 ) -> SimulationReport:
     """Search for `minutes` of virtual time on `workers` workers.
@@ -78,6 +79,8 @@ def simulate(
         How long each trial takes (`normal_durations`, `own_durations`).
     max_evals
         Ends the simulation earlier.
+    on_progress
+        Called in every loop with the virtual minutes passed and the evaluations so far.
     options
         Of the method.
 
@@ -110,6 +113,8 @@ def simulate(
                 best_objective, best_config = result.objective, config
         if clock.now >= horizon_s or (max_evals is not None and evaluations >= max_evals):
             break
+        if on_progress is not None:
+            on_progress(clock.now / 60, evaluations)
         began = timer()
         if arrived:
             optimizer.tell(arrived)

@@ -234,6 +234,19 @@ def make_run_function(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
     return run
 
 
+def _load(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
+    """Return the run function; one that cannot be loaded becomes one that raises why, when it is evaluated."""
+    try:
+        return make_run_function(spec, workdir)
+    except (Exception, SystemExit) as error:
+        cause: BaseException = error
+
+        def raise_cause(_job: RunningJob) -> Any:
+            raise cause
+
+        return raise_cause
+
+
 def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) -> Outcome:
     """Evaluate the trial of a Balsam application instance and deliver the outcome; called by its `run`.
 
@@ -259,9 +272,10 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         return {**_failure(timeout_reason(limit_s or 0.0)), "metadata": {}, **ends}
 
     outcome: Outcome | None = None
+    run = _load(spec, workdir)  # its imports are the application's, not this configuration's: no limit on them
     try:
         with time_limit(limit_s, lambda: deliver(app, data, timed_out())):
-            outcome = evaluate(lambda job: make_run_function(spec, workdir)(job), job)
+            outcome = evaluate(run, job)
     except TrialTimeout:  # the bell rang after the run function had ended
         outcome = outcome or timed_out()
     end_children(os.getpid())

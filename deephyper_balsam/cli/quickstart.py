@@ -82,7 +82,7 @@ def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # half a stop would leave processes behind
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             stack.down()
-            click.echo("Balsam is stopped; its data stays, and `quickstart --keep` brings it back.")
+            click.echo(f"Balsam is stopped; `deephyper-balsam server up --dir '{stack.folder}'` brings it back.")
     raise click.exceptions.Exit(code)
 
 

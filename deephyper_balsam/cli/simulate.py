@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,9 +19,11 @@ from deephyper_balsam.cli.common import echo_json, json_option
 @click.option("--minutes", type=float, required=True, help="Virtual minutes.")
 @click.option("--duration-mean", type=float, help="Mean seconds of an evaluation. [default: what the run takes here]")
 @click.option("--duration-std", type=float, default=0.0, show_default=True, help="Standard deviation of the seconds.")
-@click.option("--method", type=click.Choice(["ambs", "random", "ga"]), default="ambs", show_default=True)
+@click.option(
+    "--method", type=click.Choice(["ambs", "random", "ga"]), default="ambs", show_default=True, help="Method."
+)
 @click.option("--max-evals", type=click.IntRange(min=1), help="End after so many evaluations.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Makes it repeatable.")
 @json_option
 def simulate(
     problem: str,
@@ -62,6 +65,7 @@ def simulate(
             duration=durations,
             seed=seed,
             max_evals=max_evals,
+            on_progress=_Progress(minutes),
         )
     if as_json:
         echo_json(report.to_dict())
@@ -83,3 +87,17 @@ def simulate(
             click.echo(f"  {name} = {value}")
     if report.best_objective is None:
         raise click.exceptions.Exit(EXIT_NO_RESULT)
+
+
+class _Progress:
+    """Says now and then how far the virtual clock is."""
+
+    def __init__(self, minutes: float, every_s: float = 5.0) -> None:
+        self._minutes = minutes
+        self._every_s = every_s
+        self._said_at = time.monotonic()
+
+    def __call__(self, minute: float, evaluations: int) -> None:
+        if time.monotonic() - self._said_at > self._every_s:
+            click.echo(f"minute {minute:.1f} of {self._minutes:g}, {evaluations} evaluations", err=True)
+            self._said_at = time.monotonic()

@@ -31,6 +31,7 @@ PIPELINE_DELAY_S = 6.0
 
 _OVERLAP_S = 10.0  # a poll looks back this far: clocks differ, and a commit may land late
 _RECENT_RUNS = 200
+_SETTLE_S = 6.0  # Balsam notes a run's end two to four seconds after the run itself has told us
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class BalsamEvaluator:
 
     def _read_history(self, record: SearchRecord) -> History:
         rows = list(self.gateway.jobs(jobs.trial_tags(record.name)))
+        jobs.mend(self.gateway, record.name, rows)
         for row in rows:
             self._note(row)
         gathered = sorted(
@@ -360,7 +362,9 @@ class BalsamEvaluator:
 
     def close(self) -> None:
         """End the allocations that were asked for here, and leave the wheel."""
-        if self.allocations is not None:
+        if self.allocations is not None and self.allocations.owned:
+            assert self._search is not None
+            jobs.settle(self.gateway, self._search, _SETTLE_S)
             self.allocations.release()
         if self._search is not None and self._driver is not None:
             wheel.leave_the_wheel(self.gateway, self._search, self._driver)

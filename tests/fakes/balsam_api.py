@@ -539,6 +539,7 @@ class VirtualSite:
                 if self.api.jobs[job_id]["state"] == "STAGED_IN":
                     self.api.change_job(job_id, state="PREPROCESSED")
                 self.api.change_job(job_id, state="RUNNING")
+                self.api.jobs[job_id]["session_id"] = 1
             return waiting[:count]
 
     def config(self, job_id: int) -> dict[str, Any]:

@@ -224,6 +224,69 @@ def test_only_what_no_node_has_begun_is_withdrawn(gateway: Gateway, site: Virtua
     assert jobs.withdraw_waiting(gateway, "s", now=6.0) == set()
 
 
+def test_what_a_launcher_already_holds_is_left_to_it(gateway: Gateway, site: VirtualSite, api: BalsamApi) -> None:
+    [held] = submitted(gateway, site, 1)
+    api.change_job(held, state="PREPROCESSED")
+    api.jobs[held]["session_id"] = 1
+    assert jobs.withdraw_waiting(gateway, "s", now=5.0) == set()
+    assert api.jobs[held]["state"] == "PREPROCESSED"
+
+
+# --- what a killed driver or launcher leaves behind ------------------------------------------------------------------
+
+
+def submitted(gateway: Gateway, site: VirtualSite, count: int) -> list[int]:
+    app = gateway.create_app({"site_id": site.id, "name": "a", "serialized_class": "", "source_code": ""})
+    trials = [Trial(n, {"x": n}) for n in range(count)]
+    return gateway.create_jobs([jobs.trial_job(trial, "s", app["id"], Resources(), 1.0, None) for trial in trials])
+
+
+def test_a_running_job_that_no_launcher_holds_goes_back_to_the_queue(
+    gateway: Gateway, site: VirtualSite, api: BalsamApi
+) -> None:
+    submitted(gateway, site, 3)
+    orphan, held, told = site.acquire(3)
+    site.deliver(told, 0.5)
+    for job_id in (orphan, told):
+        api.jobs[job_id]["session_id"] = None
+    jobs.mend(gateway, "s", gateway.jobs(jobs.trial_tags("s")))
+    assert [api.jobs[job_id]["state"] for job_id in (orphan, held, told)] == ["RESTART_READY", "RUNNING", "RUNNING"]
+
+
+def test_a_job_that_waits_although_its_result_is_in_is_finished(
+    gateway: Gateway, site: VirtualSite, api: BalsamApi
+) -> None:
+    submitted(gateway, site, 2)
+    [told] = site.acquire(1)
+    site.deliver(told, 0.5)
+    site.time_out(told)
+    jobs.mend(gateway, "s", gateway.jobs(jobs.trial_tags("s")))
+    assert sorted(row["state"] for row in api.trials("s").values()) == ["JOB_FINISHED", "STAGED_IN"]
+
+
+def test_a_driver_that_ends_gives_balsam_time_to_note_the_ends_of_runs(
+    gateway: Gateway, site: VirtualSite, api: BalsamApi
+) -> None:
+    submitted(gateway, site, 2)
+    noted, missed = site.acquire(2)
+    for job_id in (noted, missed):
+        site.deliver(job_id, 0.5)
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            site.end_run(noted)
+
+    jobs.settle(gateway, "s", patience_s=3.0, sleep=sleep)
+    assert sum(pauses) == 3.0
+    assert [api.jobs[job_id]["state"] for job_id in (noted, missed)] == ["JOB_FINISHED", "JOB_FINISHED"]
+    messages = [event["data"].get("message") for event in gateway.events(to_state="JOB_FINISHED")]
+    assert messages.count(jobs.RESULT_IS_IN) == 1
+    jobs.settle(gateway, "s", patience_s=3.0, sleep=sleep)
+    assert sum(pauses) == 3.0  # nothing is open, so nothing is waited for
+
+
 # --- resources -------------------------------------------------------------------------------------------------------
 
 
