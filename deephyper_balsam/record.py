@@ -104,7 +104,9 @@ def _record_app(gateway: Gateway, site_id: int) -> int:
         def preprocess(self) -> None:
             from deephyper_balsam.worker import even_update
 
-            even_update(self.job, "JOB_FINISHED")
+            # Balsam makes JOB_FINISHED of it. Said outright it would be no change where `create_record` was first, and
+            # an update without a new state takes the state from all the others in its request.
+            even_update(self.job, "POSTPROCESSED")
 
         def run(self) -> None:
             return None
