@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,7 @@ from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.worker import RunningJob, make_run_function
 
 pytest_plugins = ["balsam_fixtures"]
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if not name.startswith(("deephyper_balsam", "balsam", "ConfigSpace", "numpy", "scipy", "dill", "sklearn")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("modules_as_they_were")
 
 
 def run_of_this_module(job: RunningJob) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +9,7 @@ import pytest
 from deephyper_balsam.errors import TargetError
 from deephyper_balsam.targets import load_object, own_traceback, printable, reason, shorten
 
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    """Loading changes Python's path and modules on purpose; a test gives them back."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("modules_as_they_were")
 
 
 def test_a_function_in_a_file_is_loaded_with_its_neighbours(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""What several unit tests need."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deephyper_balsam.resources import folder
+
+
+@pytest.fixture
+def modules_as_they_were(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Take back what loading a target changes on purpose: Python's path, and the modules of users and of `apps/`.
+
+    Libraries that were imported on the way stay: a second copy of one has other exception classes than the first.
+    """
+    places = (tmp_path_factory.getbasetemp(), folder("apps"))
+    path, before = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and any(Path(file).is_relative_to(place) for place in places):
+            del sys.modules[name]
