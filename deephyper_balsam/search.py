@@ -216,7 +216,7 @@ class Search:
         """
         budget = _Budget(max_evals, timeout)
         results.claim_folder(self.folder)
-        optimizer = self._open()
+        optimizer = self._open(budget)
         began_at = self._clock()
         try:
             while not self._stop.is_set():
@@ -244,12 +244,15 @@ class Search:
 
     # --- the beginning and the end -------------------------------------------------------------------------------
 
-    def _open(self) -> Optimizer:
-        history = self.evaluator.open(self.name, self.settings)
+    def _open(self, budget: _Budget) -> Optimizer:
+        history = self.evaluator.open(self.name, self.settings, budget.max_evals)
         self._zero = history.record.created_at
         seed = history.record.settings["seed"]
-        workers = history.record.settings["num_workers"]
-        options = {**self._options, **({"background": True} if self.method == "ambs" else {})}
+        recorded = history.record.settings
+        options = dict(self._options)
+        if self.method == "ambs":
+            options = {"max_evals": recorded.get("max_evals"), **options, "background": True}
+        workers = recorded["num_workers"]
         optimizer = make_optimizer(self.method, self.problem, seed=seed, num_workers=workers, **options)
         if history.trials:
             optimizer.restore(history.trials, history.results, history.withdrawn)

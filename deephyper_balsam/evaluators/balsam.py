@@ -127,7 +127,7 @@ class BalsamEvaluator:
 
     # --- the beginning -------------------------------------------------------------------------------------------
 
-    def open(self, name: str, settings: dict[str, Any]) -> History:
+    def open(self, name: str, settings: dict[str, Any], max_evals: int | None = None) -> History:
         """Begin the search `name`, or pick it up where it stands.
 
         Parameters
@@ -135,6 +135,8 @@ class BalsamEvaluator:
         settings
             What the search is; a search of that name must have been begun with the same. A ``seed`` of None accepts
             the seed it was begun with.
+        max_evals
+            The budget that a new search is planned for; kept in its record. A later life may have another.
 
         Raises
         ------
@@ -161,6 +163,7 @@ class BalsamEvaluator:
                 "resources": asdict(self.resources),
                 "eval_timeout": self.eval_timeout_s,
                 "num_workers": self.workers,
+                "max_evals": max_evals,
             }
             record = wheel.create_record(self.gateway, name, settings, self.site["id"], self._clock())
         self._driver = wheel.Driver.here(self._clock())
