@@ -33,7 +33,7 @@ from deephyper_balsam.sites import processes
 from deephyper_balsam.sites.batch import STOP_GRACE_S, BatchJobs
 from deephyper_balsam.sites.configs import SITE_ID_FILE, Site, forget_site, init_site
 from deephyper_balsam.sites.postgres import Postgres
-from deephyper_balsam.sites.processes import ProcessId
+from deephyper_balsam.sites.processes import ProcessId, tail
 
 _TOKEN_LIFE = timedelta(days=365)
 _TOKEN_RENEW = timedelta(days=180)
@@ -605,14 +605,6 @@ class LocalStack:
         self._stop(state, "agent", found, _STOP_TIMEOUT_S if orderly else 1.0)
         (self.site_path / "balsam-service.pid").unlink(missing_ok=True)
         self._jobs.sweep()
-
-
-def tail(log: Path, lines: int = 15) -> str:
-    """Return a log's path and its last lines, for an error message."""
-    text = ""
-    with contextlib.suppress(OSError):
-        text = "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-    return f"Log: {log}" + (f"\n{text}" if text else " (empty)")
 
 
 def write_private(path: Path, text: str) -> None:

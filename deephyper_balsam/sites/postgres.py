@@ -25,7 +25,7 @@ import psutil
 
 from deephyper_balsam.errors import ServerError
 from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.processes import ProcessId
+from deephyper_balsam.sites.processes import ProcessId, tail
 
 # PostgreSQL does not run as root: then the first of these accounts that exists runs it.
 _ACCOUNTS = ("postgres", "nobody")
@@ -107,8 +107,6 @@ class Postgres:
         """
         import psycopg2
 
-        from deephyper_balsam.sites.local import tail
-
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -147,8 +145,6 @@ class Postgres:
         return psycopg2.connect(host=str(self.socket_dir), user="postgres", dbname=database, connect_timeout=5)
 
     def _init(self, account: pwd.struct_passwd | None, env: Mapping[str, str], log: Path) -> None:
-        from deephyper_balsam.sites.local import tail
-
         if self.data.exists():
             shutil.rmtree(self.data)  # initdb was cut: it writes PG_VERSION early, but removes its files when it fails
         fresh = self.data.with_name("postgres.new")

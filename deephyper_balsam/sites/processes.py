@@ -181,3 +181,11 @@ def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = sig
                 known[member.pid] = member
                 send(member, signal.SIGKILL)
         left = wait_gone(known.values(), 1)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """Return a log's path and its last lines, for an error message."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return f"Log: {log}" + (f"\n{text}" if text else " (empty)")

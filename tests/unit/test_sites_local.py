@@ -13,8 +13,8 @@ import pytest
 
 from deephyper_balsam.errors import InputError, ServerError
 from deephyper_balsam.sites import local, postgres
-from deephyper_balsam.sites.local import LocalStack, tail, write_private
-from deephyper_balsam.sites.processes import ProcessId
+from deephyper_balsam.sites.local import LocalStack, write_private
+from deephyper_balsam.sites.processes import ProcessId, tail
 
 
 def test_a_stack_that_was_never_started_has_nothing(tmp_path: Path) -> None:
