@@ -27,15 +27,12 @@ class FakeGateway:
             raise self.fails
         return list(self.rows)
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        if method == "DELETE":
-            self.rows[:] = [row for row in self.rows if path != f"sites/{row['id']}"]
-            return None
-        assert (method, path) == ("POST", "sites/")
-        assert body is not None
-        row = {"id": len(self.rows) + 1, "last_refresh": "2026-01-01T00:00:00", **body}
-        self.rows.append(row)
-        return row
+    def create_site(self, name: str, path: str) -> int:
+        self.rows.append({"id": len(self.rows) + 1, "last_refresh": "2026-01-01T00:00:00", "name": name, "path": path})
+        return len(self.rows)
+
+    def delete_site(self, site_id: int) -> None:
+        self.rows[:] = [row for row in self.rows if row["id"] != site_id]
 
 
 @pytest.fixture
