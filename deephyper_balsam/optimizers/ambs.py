@@ -59,7 +59,7 @@ class AMBS(HistoryOptimizer):
     problem, seed, num_workers
         As in `HistoryOptimizer`.
     surrogate
-        ``"RF"``, ``"ET"``, ``"GBRT"``, ``"GP"`` or ``"auto"``, which chooses by the space and the history.
+        ``"RF"``, ``"ET"``, ``"GBRT"``, ``"GP"`` or ``"auto"``: GP, in turn with RF where the losses turn out rough.
     acq_func
         ``"LCB"``, ``"EI"``, ``"PI"`` or ``"gp_hedge"``, which draws one of the three by how well each did so far.
     kappa

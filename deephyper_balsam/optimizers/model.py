@@ -36,6 +36,12 @@ IntArray = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 _OUTSIDE = 1e6
+_ROUGH = 0.03
+"""Noise variance of the warped losses above which ``"auto"`` gives every other model to a forest.
+
+A Gaussian process refines smooth losses far beyond any forest, but on a jagged one (the training of boosted trees with
+subsampling) it goes on where it was lucky; the two together do better than either.
+"""
 ELITES = 24
 """How many of the best configurations are moved to make candidates."""
 
@@ -80,7 +86,8 @@ class Teacher:
     near
         The space and its moves.
     surrogate
-        One of `surrogates.SURROGATES`, or ``"auto"``.
+        One of `surrogates.SURROGATES`, or ``"auto"``: a Gaussian process, and a forest in turn with it where the
+        losses are rough.
     pool_size
         How many candidates a model keeps.
     seed
@@ -94,12 +101,6 @@ class Teacher:
         self.pool_size = pool_size
         self.seed = seed
         self._hyperparameters: tuple[int, Hyperparameters] | None = None
-
-    def kind(self, n: int) -> str:
-        """The surrogate for a history of `n` results."""
-        if self.surrogate != "auto":
-            return self.surrogate
-        return "GP"
 
     def learn(self, history: Losses, criteria: tuple[Criterion, ...]) -> Model:
         """Fit a surrogate to the history and gather its candidates, by local search under each of `criteria`.
@@ -122,8 +123,11 @@ class Teacher:
         return self._pooled(history, good, z, surrogate, feasibility, rng, criteria)
 
     def _fitted(self, history: Losses, good: IntArray, z: FloatArray, seed: int) -> Surrogate:
-        kind = self.kind(len(history))
-        hyperparameters = self._hyperparameters_for(history) if kind == "GP" else None
+        kind, hyperparameters = self.surrogate, None
+        if kind in ("GP", "auto"):
+            hyperparameters = self._hyperparameters_for(history)
+            rough = hyperparameters.noise > _ROUGH and len(history) % 2 == 0
+            kind = "RF" if kind == "auto" and rough else "GP"
         surrogate = make_surrogate(kind, self.features, hyperparameters)
         surrogate.fit(history.unit[good], z, seed)
         return surrogate

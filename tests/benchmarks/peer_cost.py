@@ -54,9 +54,7 @@ def main() -> None:
         searcher.tell([(token, config, loss)])
         spent.append(time.process_time() - start)
     milliseconds = 1e3 * np.array(spent)
-    print(
-        f"{name}, {history} results: tell+ask median {np.median(milliseconds):.0f} ms, mean {milliseconds.mean():.0f} ms"
-    )
+    print(f"{name}, {history} results: tell+ask {np.median(milliseconds):.0f} ms, mean {milliseconds.mean():.0f} ms")
 
 
 if __name__ == "__main__":
