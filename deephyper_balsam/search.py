@@ -6,10 +6,11 @@ files in the search's folder are exports.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -216,6 +217,11 @@ class Search:
         """
         budget = _Budget(max_evals, timeout)
         results.claim_folder(self.folder)
+        with _log_to(self.folder / "search.log"):
+            self._drive(budget, on_progress)
+        return results.table(self.evaluator.lines, self.problem.hyperparameter_names)
+
+    def _drive(self, budget: _Budget, on_progress: Callable[[Progress], None] | None) -> None:
         optimizer = self._open(budget)
         began_at = self._clock()
         try:
@@ -240,7 +246,6 @@ class Search:
                 raise
         finally:
             self._close(optimizer)
-        return results.table(self.evaluator.lines, self.problem.hyperparameter_names)
 
     # --- the beginning and the end -------------------------------------------------------------------------------
 
@@ -372,6 +377,23 @@ class Search:
         results.write_whole(self.folder / "results.csv", frame.to_csv(index=False))
         self._exported_at = time.monotonic()
         self._export_took_s = self._exported_at - moment
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Write the package's log lines into `path` while the block runs."""
+    logger = logging.getLogger("deephyper_balsam")
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class AMBS(Search):

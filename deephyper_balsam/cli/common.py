@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -45,21 +43,6 @@ def run_target(problem: str) -> str:
     return problem.partition(":")[0]
 
 
-@contextlib.contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Write the package's log lines into `path` while the block runs."""
-    logger = logging.getLogger("deephyper_balsam")
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
 def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
     """Run a search with its progress shown and its signals minded; the exit code.
 
@@ -79,11 +62,12 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
 
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with log_to(search.folder / "search.log"), ProgressView(search.name) as view:
+        with ProgressView(search.name) as view:
             frame = search.search(max_evals=max_evals, timeout=timeout, on_progress=view)
     except DeepHyperBalsamError:
-        if ours:
-            _give_back(search.folder)
+        if ours:  # the folder of a search that was refused before it wrote anything
+            with contextlib.suppress(OSError):  # not empty: it stays
+                search.folder.rmdir()
         raise
     finally:
         for number, handler in previous.items():
@@ -92,15 +76,6 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
     if search.stopped:
         return EXIT_INTERRUPTED
     return 0 if frame["objective"].notna().any() else EXIT_NO_RESULT
-
-
-def _give_back(folder: Path) -> None:
-    """Remove the folder of a search that was refused before it wrote anything."""
-    log = folder / "search.log"
-    if log.exists() and not log.stat().st_size:
-        log.unlink()
-        with contextlib.suppress(OSError):  # not empty: it stays
-            folder.rmdir()
 
 
 def summarise(search: Any, frame: Any) -> None:

@@ -135,7 +135,9 @@ def test_a_search_asks_for_an_allocation_evaluates_its_budget_and_gives_everythi
     assert written["objective"].tolist() == pytest.approx(expected)
     settings = yaml.safe_load((tmp_path / "out" / "s" / "search.yaml").read_text())
     assert (settings["method"], settings["seed"]) == ("random", 5)
-    assert sorted(path.name for path in (tmp_path / "out" / "s").iterdir()) == ["results.csv", "search.yaml"]
+    names = sorted(path.name for path in (tmp_path / "out" / "s").iterdir())
+    assert names == ["results.csv", "search.log", "search.yaml"]
+    assert "best so far" in (tmp_path / "out" / "s" / "search.log").read_text()
 
 
 def test_progress_is_told_after_every_look_and_ends_with_the_best(make: Make, play: Play, problem: HpProblem) -> None:
