@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart   set up, then search a network on a Balsam of your own"
 	@echo "make test         set up, then run all tests"
 	@echo "make lint         ruff and mypy --strict"
-	@echo "make bench        the benchmarks of the optimizer (QUICK=1 for a short look)"
+	@echo "make bench        the benchmarks (QUICK=1 for a short look, PEER_PYTHON=... beside peers)"
 	@echo "make clean        remove what these commands made, the results of quickstart too"
 
 quickstart: $(VENV)/.installed-local
@@ -35,7 +35,7 @@ format: $(VENV)/.installed-lint
 	$(PY) -m ruff format .
 
 bench: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks $(if $(QUICK),--quick)
+	OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks $(if $(QUICK),--quick) $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or later is needed, and none is on the path."; exit 1; }

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--quick]``: cost, then quality; a part's own options are under its own module."""
+"""``python -m tests.benchmarks [--quick]``: cost, scale, quality; each part is a module with options of its own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import cost, quality
+from tests.benchmarks import cost, quality, scale
 
 
 def main() -> None:
-    """Run both parts."""
+    """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few minutes instead of hours")
     parser.add_argument(
@@ -22,6 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     quick = ["--quick"] if args.quick else []
     cost.main(quick)
+    scale.main(quick)
     names = ["ambs", "ambs_rf", "random", *(args.peers if args.peer_python else [])]
     with tempfile.TemporaryDirectory() as folder:
         # A quick look is thrown away; a long run can be continued.

@@ -1,6 +1,6 @@
 """What tell, ask(1), ask(64) and ask(256) cost against the history, in seconds of one core.
 
-The space is ANCHORS' 10-D mixed one: 5 reals of which 2 log, 3 integers, 2 categoricals; also with a condition and a
+The space is a 10-D mixed one: 5 reals of which 2 log, 3 integers, 2 categoricals; also with a condition and a
 forbidden clause.
 """
 
@@ -21,7 +21,7 @@ from deephyper_balsam.trial import Result
 
 
 def space(constrained: bool = False) -> HpProblem:
-    """ANCHORS' 10-D mixed space."""
+    """The 10-D mixed space."""
     problem = HpProblem("mixed10")
     for i in range(3):
         problem.add_hyperparameter((0.0, 1.0), f"r{i}")

@@ -1,4 +1,4 @@
-"""The house rules of DESIGN, section 3, read from the source: which way imports point, and what an import costs."""
+"""The rules of the house (docs/design.md), read from the source: which way imports point, and what an import costs."""
 
 from __future__ import annotations
 
