@@ -9,6 +9,7 @@ decentralised Bayesian optimisation was published with one manager a worker (Ege
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 
 from deephyper_balsam import HpProblem
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.quick:
         args.workers, args.minutes = [128], 10.0
     print(f"{'dim':>4} {'workers':>7} {'utilization':>11} {'published':>9} {'evaluations':>11} {'best':>9} "
-          f"{'published':>9} {'manager s':>9} {'longest s':>9} {'real s':>7}")  # fmt: skip
+          f"{'published':>9} {'manager s':>9} {'longest s':>9} {'real s':>7} {'peak MB':>7}")  # fmt: skip
     run = load_object(resolve_run("ackley")["target"])
     for dimension in args.dimensions:
         for workers in args.workers:
@@ -69,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(
                 f"{dimension:>4} {workers:>7} {report.utilization:>11.4f} {busy or '':>9} {report.evaluations:>11} "
                 f"{-(report.best_objective or 0.0):>9.4f} {best or '':>9} {report.manager_seconds:>9.1f} "
-                f"{report.longest_loop_seconds:>9.2f} {time.perf_counter() - began:>7.0f}",
+                f"{report.longest_loop_seconds:>9.2f} {time.perf_counter() - began:>7.0f} "
+                f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:>7.0f}",
                 flush=True,
             )
 
