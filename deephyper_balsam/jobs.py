@@ -123,11 +123,16 @@ def trial_job(
     }
 
 
+def trial_number(row: Row) -> int:
+    """Return the number of the trial that a job stands for."""
+    return int(row["tags"]["trial"])
+
+
 def read_trial(row: Row) -> Trial:
     """Return the trial that a job stands for."""
     asked = row["data"].get("asked", {})
     origin = Origin(asked.get("kind", "user"), asked.get("told", 0), asked.get("model", 0))
-    return Trial(int(row["tags"]["trial"]), read_config(row), origin)
+    return Trial(trial_number(row), read_config(row), origin)
 
 
 def read_config(row: Row) -> Config:
@@ -187,7 +192,7 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
 
     line: dict[str, Any] = {f"p:{name}": value for name, value in read_config(row).items()}
     line["objective"] = outcome.get("objective")
-    line["job_id"] = int(row["tags"]["trial"])
+    line["job_id"] = trial_number(row)
     line["job_status"] = state.value
     line["m:timestamp_submit"] = since(data.get("asked", {}).get("at"))
     line["m:timestamp_start"] = since(outcome.get("start"))

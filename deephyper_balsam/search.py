@@ -252,12 +252,11 @@ class Search:
     def _open(self, budget: _Budget) -> Optimizer:
         history = self.evaluator.open(self.name, self.settings, budget.max_evals)
         self._zero = history.record.created_at
-        seed = history.record.settings["seed"]
         recorded = history.record.settings
+        seed, workers = recorded["seed"], recorded["num_workers"]
         options = dict(self._options)
         if self.method == "ambs":
             options = {"max_evals": recorded.get("max_evals"), **options, "background": True}
-        workers = recorded["num_workers"]
         optimizer = make_optimizer(self.method, self.problem, seed=seed, num_workers=workers, **options)
         if history.trials:
             optimizer.restore(history.trials, history.results, history.withdrawn)

@@ -185,14 +185,14 @@ class BalsamEvaluator:
         gathered = sorted(
             (row for row in rows if "gathered" in row["data"]), key=lambda row: row["data"]["gathered"]["order"]
         )
-        self._gathered = {int(row["tags"]["trial"]) for row in gathered}
+        self._gathered = {jobs.trial_number(row) for row in gathered}
         self._order = len(gathered)
         trials = sorted((jobs.read_trial(row) for row in rows), key=lambda trial: trial.number)
-        results = [jobs.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in gathered]
+        results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in gathered]
         # What ended while no driver looked is collected like any other result: look at everything once more
         self._since, self._seen = None, {}
         cancelled = [row for row in rows if jobs.read_state(row) is TrialState.CANCELLED]
-        return History(record, trials, results, [int(row["tags"]["trial"]) for row in cancelled])
+        return History(record, trials, results, [jobs.trial_number(row) for row in cancelled])
 
     def heartbeat(self) -> bool:
         """Leave a sign of life in the search's record, now and then; whether someone asked the search to stop."""
@@ -212,7 +212,7 @@ class BalsamEvaluator:
             return
         assert self._search is not None, "open() comes first"
         if self._doubtful:  # an answer was lost: what was created all the same must not be created twice
-            there = {int(row["tags"]["trial"]) for row in self.gateway.jobs(jobs.trial_tags(self._search))}
+            there = {jobs.trial_number(row) for row in self.gateway.jobs(jobs.trial_tags(self._search))}
             trials = [trial for trial in trials if trial.number not in there]
         now = self._clock()
         new = [
@@ -247,7 +247,7 @@ class BalsamEvaluator:
         for row in changed:
             self._note(row)
         self._forget_old()
-        results = [jobs.read_result(int(row["tags"]["trial"]), row["data"]["result"]) for row in taken.values()]
+        results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in taken.values()]
         for result in results:
             assert result.number is not None
             self._gathered.add(result.number)
@@ -261,7 +261,7 @@ class BalsamEvaluator:
 
     def _is_news(self, row: Row) -> bool:
         ended = jobs.read_state(row) in (TrialState.DONE, TrialState.FAILED)
-        return ended and int(row["tags"]["trial"]) not in self._gathered
+        return ended and jobs.trial_number(row) not in self._gathered
 
     def _explain(self, row: Row) -> dict[str, Any]:
         """Return the outcome; where the run left none, with what Balsam's log knows of its end."""
@@ -294,7 +294,7 @@ class BalsamEvaluator:
             self._seen = {key: at for key, at in self._seen.items() if datetime.fromisoformat(at) >= horizon}
 
     def _set_row_line(self, row: Row) -> None:
-        self._set_line(int(row["tags"]["trial"]), jobs.table_row(row, self._zero, self.site["name"]))
+        self._set_line(jobs.trial_number(row), jobs.table_row(row, self._zero, self.site["name"]))
 
     def _set_line(self, number: int, line: dict[str, Any]) -> None:
         before = self._lines.get(number)
@@ -360,7 +360,7 @@ class BalsamEvaluator:
         for row in self._changed_rows():  # all of them: this may be the last look before the results are written
             self._set_row_line(row)  # and no more: the next collect must still see what is new
             if row["id"] in waiting and jobs.read_state(row) is TrialState.CANCELLED:
-                withdrawn.append(int(row["tags"]["trial"]))
+                withdrawn.append(jobs.trial_number(row))
         return withdrawn
 
     def close(self) -> None:
