@@ -43,6 +43,11 @@ _LOCAL_SHARE = 0.25
 """Share of the trials of several workers that explore around the best configuration."""
 _STEPS_A_WAVE = 16
 """How many models are made while every worker ends one trial."""
+_ASKED_A_BLOCK = 64
+"""After so many trials of one `ask`, two are chosen at a time, after twice as many three, and so on.
+
+What is chosen together differs by the criterion that each trial draws; only the lies about one another are missing.
+"""
 _MOST_LIES = 512
 """Most running trials that a fresh model is told lies about, the latest ones; each costs one pass over the pool."""
 
@@ -161,12 +166,16 @@ class AMBS(HistoryOptimizer):
         if model is None:
             return suggestions
         origin = Origin("model", told=self.num_told, model=model.learnt)
-        for number in range(first + len(suggestions), first + n):
-            index = model.choose(self._criterion(number, model.learnt), self._known)
-            if index is None:
+        number = first + len(suggestions)
+        while number < first + n:
+            together = min(1 + (number - first) // _ASKED_A_BLOCK, first + n - number)
+            criteria = [self._criterion(k, model.learnt) for k in range(number, number + together)]
+            indices = model.choose(criteria, self._known)
+            if not indices:
                 break
-            suggestions.append((model.rows[index], origin))
-            model.pend(index, self._liar_strategy)
+            suggestions += [(model.rows[index], origin) for index in indices]
+            model.pend(indices, self._liar_strategy)
+            number += len(indices)
         return suggestions
 
     def _design_rows(self) -> FloatArray:
@@ -299,19 +308,17 @@ class AMBS(HistoryOptimizer):
         self._model = taught.model
         if self._thread is not None:
             # Trials asked while the thread was learning are not in its lesson.
-            known = set(taught.numbers.tolist())
-            rows = self._history.pending_rows()
-            for number, row in zip(self._history.pending_numbers().tolist(), rows, strict=True):
-                if number not in known:
-                    self._model.pend_rows(row[None, :], self._encoder.keys(row[None, :]), self._liar_strategy)
+            rows = self._history.pending_rows()[~np.isin(self._history.pending_numbers(), taught.numbers)]
+            self._pend_rows(self._model, rows)
 
     def _pend_new(self, trials: Sequence[Trial]) -> None:
         """Tell the model about trials that did not come from its pool."""
-        others = [trial for trial in trials if trial.origin.kind != "model"]
-        if self._model is None or not others:
-            return
-        for row in self._encoder.encode([trial.config for trial in others]):
-            self._model.pend_rows(row[None, :], self._encoder.keys(row[None, :]), self._liar_strategy)
+        others = [trial.config for trial in trials if trial.origin.kind != "model"]
+        if self._model is not None and others:
+            self._pend_rows(self._model, self._encoder.encode(others))
+
+    def _pend_rows(self, model: Model, rows: FloatArray) -> None:
+        model.pend_rows(rows, self._encoder.keys(rows), self._liar_strategy)
 
     def withdraw(self, numbers: Iterable[int]) -> None:
         """Forget pending trials; see `HistoryOptimizer.withdraw`. The next model does not know them."""
@@ -362,11 +369,8 @@ def _taught(teacher: Teacher, lesson: _Lesson, liar_strategy: str) -> _Taught:
     with _one_thread():
         model = teacher.learn(lesson.history, lesson.criteria)
         encoder = teacher.near.encoder
-        early = lesson.rows[lesson.early][-_MOST_LIES:]
-        if len(early):
-            model.pend_rows(early, encoder.keys(early), liar_strategy)
-        for row in lesson.rows[~lesson.early]:
-            model.pend_rows(row[None, :], encoder.keys(row[None, :]), liar_strategy)
+        for rows in (lesson.rows[lesson.early][-_MOST_LIES:], lesson.rows[~lesson.early]):
+            model.pend_rows(rows, encoder.keys(rows), liar_strategy)
     return _Taught(model, lesson.numbers)
 
 

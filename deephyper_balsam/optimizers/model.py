@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -257,11 +257,11 @@ class Model:
         self._best, self._worst = float(z.min()), float(z.max())
         self._lies = {"cl_min": self._best, "cl_mean": float(z.mean()), "cl_max": self._worst, "believer": None}
 
-    def pend(self, index: int, liar_strategy: str) -> None:
-        """Take a candidate as running: it is not chosen again, and is lied about."""
-        self._gone[index] = True
+    def pend(self, indices: Sequence[int], liar_strategy: str) -> None:
+        """Take candidates as running: they are not chosen again, and are lied about."""
+        self._gone[indices] = True
         if liar_strategy != "none":
-            self.pool.lie(index, self._lies[liar_strategy])
+            self.pool.lie(indices, self._lies[liar_strategy])
 
     def pend_rows(self, rows: FloatArray, keys: list[bytes], liar_strategy: str) -> None:
         """Take these trials as running, whether they are among the candidates or not, in this order."""
@@ -273,22 +273,27 @@ class Model:
             if self._fail is not None:
                 self._fail = np.concatenate([self._fail, np.zeros(len(fresh))])
             self._at.update((keys[i], old + offset) for offset, i in enumerate(fresh))
-        indices = [self._at[key] for key in keys if key in self._at]
-        self._gone[indices] = True
-        if liar_strategy != "none":
-            self.pool.lie_all(indices, self._lies[liar_strategy])
+        self.pend([self._at[key] for key in keys if key in self._at], liar_strategy)
 
-    def choose(self, criterion: Criterion, seen: Container[bytes]) -> int | None:
-        """Index of the candidate with the smallest score that is not in `seen`, or None if the pool is used up."""
-        c = criterion
-        scores = score(c.acq_func, self.pool.mean, self.pool.std, self._best, c.kappa, c.xi, self._fail, self._worst)
-        scores[: len(self._away)] += np.where(self._away > c.radius, _OUTSIDE, 0.0)
-        scores[self._gone] = np.inf
-        while True:
-            index = int(np.argmin(scores))
-            if not np.isfinite(scores[index]):
-                return None
-            if self._keys[index] not in seen:
-                return index
-            self._gone[index] = True
-            scores[index] = np.inf
+    def choose(self, criteria: Sequence[Criterion], seen: Container[bytes]) -> list[int]:
+        """For each criterion in turn the candidate with the smallest score, none twice and none in `seen`.
+
+        Fewer when the pool is used up.
+        """
+        chosen: list[int] = []
+        for c in criteria:
+            mean, std = self.pool.mean, self.pool.std
+            scores = score(c.acq_func, mean, std, self._best, c.kappa, c.xi, self._fail, self._worst)
+            scores[: len(self._away)] += np.where(self._away > c.radius, _OUTSIDE, 0.0)
+            scores[self._gone] = np.inf
+            scores[chosen] = np.inf
+            while True:
+                index = int(np.argmin(scores))
+                if not np.isfinite(scores[index]):
+                    return chosen
+                if self._keys[index] not in seen:
+                    break
+                self._gone[index] = True
+                scores[index] = np.inf
+            chosen.append(index)
+        return chosen

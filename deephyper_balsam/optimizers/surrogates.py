@@ -155,12 +155,8 @@ class Pool(Protocol):
     mean: FloatArray
     std: FloatArray
 
-    def lie(self, index: int, value: float | None) -> None:
-        """Take point `index` as evaluated with `value`; None stands for the model's own mean there (a believer)."""
-        ...
-
-    def lie_all(self, indices: Sequence[int], value: float | None) -> None:
-        """The same lie about several points, as if told one after another."""
+    def lie(self, indices: Sequence[int], value: float | None) -> None:
+        """Take points as evaluated with `value`, one after another; None: the model's own mean there (a believer)."""
         ...
 
     def extend(self, unit: FloatArray) -> None:
@@ -259,19 +255,7 @@ def _forest_moments(mean: FloatArray, variance: FloatArray) -> tuple[FloatArray,
     return centre, np.sqrt(np.maximum((variance.sum(axis=0) + (gap * gap).sum(axis=0)) / trees, 1e-12))
 
 
-class _OneByOne:
-    """Tells the same lie about several points by telling it about each."""
-
-    def lie(self, index: int, value: float | None) -> None:
-        raise NotImplementedError
-
-    def lie_all(self, indices: Sequence[int], value: float | None) -> None:
-        """See `Pool.lie_all`."""
-        for index in indices:
-            self.lie(index, value)
-
-
-class ForestPool(_OneByOne):
+class ForestPool:
     """Points in the leaves of a forest; a lie joins its leaf in every tree, without growing the trees anew."""
 
     def __init__(self, forest: ForestSurrogate, unit: FloatArray) -> None:
@@ -291,12 +275,13 @@ class ForestPool(_OneByOne):
         self.mean = self._first / trees
         self.std = np.sqrt(np.maximum(self._second / trees - self.mean * self.mean, 1e-12))
 
-    def lie(self, index: int, value: float | None) -> None:
-        """See `Pool.lie`. Costs O(trees x points) comparisons."""
-        told = float(self.mean[index]) if value is None else value
-        self._lies.append((index, told))
-        self._join(self._index == self._index[:, index, None], told)
-        self._moments()
+    def lie(self, indices: Sequence[int], value: float | None) -> None:
+        """See `Pool.lie`. Costs O(trees x points) comparisons a point."""
+        for index in indices:
+            told = float(self.mean[index]) if value is None else value
+            self._lies.append((index, told))
+            self._join(self._index == self._index[:, index, None], told)
+            self._moments()
 
     def _join(self, same: NDArray[np.bool_], told: float) -> None:
         cells = np.flatnonzero(same)
@@ -358,7 +343,7 @@ class BoostedSurrogate:
         return BoostedPool(self, unit)
 
 
-class BoostedPool(_OneByOne):
+class BoostedPool:
     """Points of a model without a joint distribution: a lie is spread to its neighbours by a Gaussian kernel.
 
     It is the local penalisation of Gonzalez et al. 2016 (arXiv:1505.08052) with a fixed width, 0.1 of the diagonal.
@@ -371,11 +356,12 @@ class BoostedPool(_OneByOne):
         self._width = 0.1 * math.sqrt(len(model.features.choices))
         self.mean, self.std = model.predict(unit)
 
-    def lie(self, index: int, value: float | None) -> None:
+    def lie(self, indices: Sequence[int], value: float | None) -> None:
         """See `Pool.lie`."""
-        told = float(self.mean[index]) if value is None else value
-        self._lies.append((index, told))
-        self._spread(index, told, slice(None))
+        for index in indices:
+            told = float(self.mean[index]) if value is None else value
+            self._lies.append((index, told))
+            self._spread(index, told, slice(None))
 
     def _spread(self, index: int, told: float, points: slice) -> None:
         away = ((self._points[points] - self._points[index]) ** 2).sum(axis=1)
@@ -609,31 +595,15 @@ class GPPool:
         self._points = model.scaled(unit)
         self.mean, self._solved = model.whitened(self._points)
         self._variance = model._signal - np.einsum("ij,ij->j", self._solved, self._solved)
-        self._lies: list[tuple[int, float, float]] = []
-        self._rows = np.empty((0, len(unit)))
+        self._chosen = np.empty(0, dtype=np.int64)  # the points lied about, in order; one row, one step each
+        self._steps: FloatArray = np.empty(0)
+        self._rows: FloatArray = np.empty((0, len(unit)))
+        self._blocks: list[FloatArray] = []  # Cholesky factors of the blocks in which the lies were told
         self.std = np.sqrt(np.maximum(self._variance, 1e-14))
 
-    def lie(self, index: int, value: float | None) -> None:
-        """See `Pool.lie`. Costs O((rows + lies) x points)."""
-        known = len(self._lies)
-        if known == len(self._rows):
-            self._rows = np.vstack([self._rows, np.empty((max(8, known), len(self.mean)))])
-        told = float(self.mean[index]) if value is None else value
-        row = self._model.covariance(self._points[index : index + 1], self._points)[0]
-        row -= self._solved[:, index] @ self._solved
-        row -= self._rows[:known, index] @ self._rows[:known]
-        pivot = math.sqrt(max(float(self._variance[index]), 0.0) + self._noise)
-        step = (told - float(self.mean[index])) / pivot
-        row /= pivot
-        self._rows[known] = row
-        self._lies.append((index, pivot, step))
-        self.mean += row * step
-        self._variance -= row * row
-        self.std = np.sqrt(np.maximum(self._variance, 1e-14))
-
-    def lie_all(self, indices: Sequence[int], value: float | None) -> None:
-        """See `Pool.lie_all`. One block of the Cholesky factor, so that hundreds of lies cost one matrix product."""
-        chosen, known = np.array(indices, dtype=np.int64), len(self._lies)
+    def lie(self, indices: Sequence[int], value: float | None) -> None:
+        """See `Pool.lie`. One block of the Cholesky factor, so that hundreds of lies cost one matrix product."""
+        chosen, known = np.array(indices, dtype=np.int64), len(self._chosen)
         if not len(chosen):
             return
         gaps = np.zeros(len(chosen)) if value is None else value - self.mean[chosen]
@@ -645,28 +615,41 @@ class GPPool:
         factor = np.linalg.cholesky(block)
         rows = solve_triangular(factor, rows, lower=True, check_finite=False)
         steps = solve_triangular(factor, gaps, lower=True, check_finite=False)
-        self._rows = np.vstack([self._rows[:known], rows])
-        self._lies += zip(indices, np.diag(factor).tolist(), steps.tolist(), strict=True)
+        self._keep(rows)
+        self._chosen = np.concatenate([self._chosen, chosen])
+        self._steps = np.concatenate([self._steps, steps])
+        self._blocks.append(np.asarray(factor, dtype=np.float64))
         self.mean += steps @ rows
-        self._variance -= (rows * rows).sum(axis=0)
+        self._variance -= np.einsum("ij,ij->j", rows, rows)
         self.std = np.sqrt(np.maximum(self._variance, 1e-14))
+
+    def _keep(self, rows: FloatArray) -> None:
+        known, needed = len(self._chosen), len(self._chosen) + len(rows)
+        if needed > len(self._rows):
+            grown = np.empty((max(needed, 2 * known, 8), rows.shape[1]))
+            grown[:known] = self._rows[:known]
+            self._rows = grown
+        self._rows[known:needed] = rows
 
     def extend(self, unit: FloatArray) -> None:
         """See `Pool.extend`."""
         fresh = self._model.scaled(unit)
         mean, solved = self._model.whitened(fresh)
         variance = self._model._signal - np.einsum("ij,ij->j", solved, solved)
-        rows = np.empty((len(self._rows), len(unit)))
-        for known, (index, pivot, step) in enumerate(self._lies):
-            row = self._model.covariance(self._points[index : index + 1], fresh)[0]
-            row -= self._solved[:, index] @ solved
-            row -= self._rows[:known, index] @ rows[:known]
-            rows[known] = row / pivot
-            mean += rows[known] * step
-            variance -= rows[known] ** 2
+        known = len(self._chosen)
+        rows = self._model.covariance(self._points[self._chosen], fresh)
+        rows -= self._solved[:, self._chosen].T @ solved
+        done = 0
+        for factor in self._blocks:
+            here = slice(done, done + len(factor))
+            rows[here] -= self._rows[:done, self._chosen[here]].T @ rows[:done]
+            rows[here] = solve_triangular(factor, rows[here], lower=True, check_finite=False)
+            done += len(factor)
+        mean += self._steps @ rows
+        variance -= np.einsum("ij,ij->j", rows, rows)
         self._points = np.vstack([self._points, fresh])
         self._solved = np.hstack([self._solved, solved])
-        self._rows = np.hstack([self._rows, rows])
+        self._rows = np.hstack([self._rows[:known], rows])
         self._variance = np.concatenate([self._variance, variance])
         self.mean = np.concatenate([self.mean, mean])
         self.std = np.sqrt(np.maximum(self._variance, 1e-14))
@@ -675,7 +658,7 @@ class GPPool:
 # --- no model yet --------------------------------------------------------------------------------------------------
 
 
-class DistancePool(_OneByOne):
+class DistancePool:
     """Points of which nothing is known but how far each is from what was tried, which stands for the deviation."""
 
     def __init__(self, features: Features, tried: FloatArray, unit: FloatArray) -> None:
@@ -690,11 +673,12 @@ class DistancePool(_OneByOne):
             return np.ones(len(points))
         return np.asarray(cdist(points, self._tried).min(axis=1))
 
-    def lie(self, index: int, value: float | None) -> None:
-        """See `Pool.lie`; only the place matters."""
-        at = self._points[index : index + 1]
-        self._tried = np.vstack([self._tried, at])
-        self.std = np.minimum(self.std, cdist(self._points, at)[:, 0])
+    def lie(self, indices: Sequence[int], value: float | None) -> None:
+        """See `Pool.lie`; only the places matter."""
+        if len(indices):
+            at = self._points[list(indices)]
+            self._tried = np.vstack([self._tried, at])
+            self.std = np.minimum(self.std, cdist(self._points, at).min(axis=1))
 
     def extend(self, unit: FloatArray) -> None:
         """See `Pool.extend`."""

@@ -81,7 +81,7 @@ def test_a_lie_moves_the_pool_towards_it_and_leaves_the_model_alone(name: str) -
     there, _ = data(50, 2)
     pool = model.pool(there)
     before = pool.mean.copy()
-    pool.lie(3, 5.0)
+    pool.lie([3], 5.0)
     assert pool.mean[3] > before[3]
     assert np.allclose(model.predict(there)[0], before)
 
@@ -94,7 +94,7 @@ def test_a_believed_point_is_no_longer_uncertain(name: str) -> None:
     pool = model.pool(data(40, 3)[0])
     index = int(np.argmax(pool.std))
     before = float(pool.std[index])
-    pool.lie(index, None)
+    pool.lie([index], None)
     assert pool.std[index] < 0.5 * before
 
 
@@ -107,7 +107,7 @@ def test_a_point_added_later_sees_the_lies_told_before(name: str) -> None:
     whole, grown = model.pool(there), model.pool(there[:20])
     for pool in (whole, grown):
         for index, value in ((2, 1.0), (7, None), (11, -1.0)):
-            pool.lie(index, value)
+            pool.lie([index], value)
     grown.extend(there[20:])
     assert np.allclose(whole.mean, grown.mean, atol=1e-6)
     assert np.allclose(whole.std, grown.std, atol=1e-5)
@@ -120,7 +120,7 @@ def test_a_lie_to_a_gaussian_process_is_what_a_fit_with_that_point_would_say() -
     first.fit(unit, z, 0)
     there, _ = data(10, 5)
     pool = first.pool(there)
-    pool.lie(4, 0.7)
+    pool.lie([4], 0.7)
     second = GPSurrogate(FEATURES, first.fitted)
     second.fit(np.vstack([unit, there[4:5]]), np.append(z, 0.7), 0)
     mean, std = second.predict(there)
@@ -135,11 +135,11 @@ def test_lies_told_at_once_are_lies_told_one_after_another(value: float | None) 
     model.fit(unit, warp(loss), 0)
     there, _ = data(30, 6)
     at_once, in_turn = model.pool(there[:25]), model.pool(there[:25])
-    at_once.lie_all([2, 5, 9, 14], value)
+    at_once.lie([2, 5, 9, 14], value)
     for index in (2, 5, 9, 14):
-        in_turn.lie(index, value)
+        in_turn.lie([index], value)
     for pool in (at_once, in_turn):
-        pool.lie(20, 1.0)
+        pool.lie([20], 1.0)
         pool.extend(there[25:])
     assert np.allclose(at_once.mean, in_turn.mean, atol=1e-5)
     assert np.allclose(at_once.std, in_turn.std, atol=1e-4)
@@ -222,7 +222,7 @@ def test_many_choices_are_one_column_for_trees() -> None:
 def test_without_a_model_the_farthest_point_is_the_most_uncertain() -> None:
     pool = DistancePool(Features((0,)), np.array([[0.0]]), np.array([[0.1], [0.9], [0.5]]))
     assert np.argmax(pool.std) == 1
-    pool.lie(1, None)
+    pool.lie([1], None)
     assert np.argmax(pool.std) == 2
     pool.extend(np.array([[0.95]]))
     assert pool.std[3] == pytest.approx(0.05)
