@@ -151,10 +151,10 @@ class AMBS(HistoryOptimizer):
 
     def ask(self, n: int = 1) -> list[Trial]:
         """The next `n` trials; see `Optimizer`. Scores a pool; fits nothing that `tell` could have fitted."""
-        trials = super().ask(n)
-        for trial in trials:
-            self._told_at[trial.number] = trial.origin.told
-        self._pend_new(trials)
+        with _one_thread():
+            trials = super().ask(n)
+            self._pend_new(trials)
+        self._told_at.update((trial.number, trial.origin.told) for trial in trials)
         return trials
 
     def _suggest(self, n: int) -> Sequence[Suggestion]:
@@ -382,7 +382,7 @@ def _thread_pools() -> ThreadpoolController:
 def _one_thread() -> AbstractContextManager[Any]:
     """Keep linear algebra on one thread: on the small matrices of a model, several threads wait for one another.
 
-    Ten times slower was measured on a busy machine; and sums in another order give another model.
+    Ten to twenty times slower was measured on a busy machine; and sums in another order give another model.
     """
     return _thread_pools().limit(limits=1)  # type: ignore[no-any-return]
 
