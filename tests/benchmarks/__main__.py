@@ -26,7 +26,7 @@ def main() -> None:
     names = ["ambs", "ambs_rf", "random", *(args.peers if args.peer_python else [])]
     with tempfile.TemporaryDirectory() as folder:
         # A quick look is thrown away; a long run can be continued.
-        store = Path(folder) / "quality.jsonl" if args.quick else Path("benchmark-quality.jsonl")
+        store = Path(folder) / "quality.csv" if args.quick else Path("benchmark-quality.csv")
         peers = ["--peer-python", args.peer_python] if args.peer_python else []
         workers = ["1"] if args.quick else ["1", "8", "64"]
         quality.main(["--names", *names, "--workers", *workers, "--store", str(store), *peers, *quick])

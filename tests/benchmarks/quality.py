@@ -6,19 +6,23 @@ Every search that was run is kept as one line of ``--store``, and is not run aga
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
-from tests.benchmarks.loop import regret, run
+from tests.benchmarks.loop import run
 from tests.benchmarks.ours import Ours
 from tests.benchmarks.tasks import TASKS
 
@@ -34,7 +38,26 @@ OURS: dict[str, dict[str, Any]] = {
 TUNED_ON = ("ackley5", "levy5", "rosenbrock4", "hartmann6", "wine_mlp", "diabetes_gbm", "diabetes_svm")
 """Tasks on which defaults were chosen, with seeds from 100 on; reports use seeds from 0 on and mark these tasks."""
 
+FIELDS = ("name", "task", "seed", "budget", "workers", "half", "full", "cpu_s", "distinct")
+"""Columns of a store: `half` and `full` are the smallest losses at half and at full budget, inf if all failed."""
+
 Key = tuple[str, str, int, int, int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is kept of one search: smallest losses at half and at full budget, processor seconds, configurations."""
+
+    half: float
+    full: float
+    cpu_s: float
+    distinct: int
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Score:
+        """What is kept of what `loop.run` returned."""
+        losses = [math.inf if loss is None else loss for loss in result["losses"]]
+        return cls(min(losses[: len(losses) // 2]), min(losses), round(result["cpu_s"], 2), result["distinct"])
 
 
 def searched(name: str, task: str, seed: int, budget: int, workers: int, peer_python: str | None) -> dict[str, Any]:
@@ -58,47 +81,66 @@ def searched(name: str, task: str, seed: int, budget: int, workers: int, peer_py
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def load(store: Path) -> dict[Key, dict[str, Any]]:
+def load(store: Path) -> dict[Key, Score]:
     """What was run before."""
-    found: dict[Key, dict[str, Any]] = {}
-    if store.exists():
-        for line in store.read_text().splitlines():
-            entry = json.loads(line)
-            found[tuple(entry["key"])] = entry["result"]  # type: ignore[index]
-    return found
+    if not store.exists():
+        return {}
+    with store.open(newline="") as lines:
+        return {
+            (row["name"], row["task"], int(row["seed"]), int(row["budget"]), int(row["workers"])): Score(
+                float(row["half"]), float(row["full"]), float(row["cpu_s"]), int(row["distinct"])
+            )
+            for row in csv.DictReader(lines)
+        }
 
 
-def table(results: dict[Key, dict[str, Any]], names: list[str], workers: int, budget: int, seeds: Iterable[int]) -> str:
-    """Median regret and quartiles at half and full budget, the ratio to the first name's, and mean ranks."""
-    lines, ranks, seeds = [], [], list(seeds)
+def keep(store: Path, key: Key, score: Score) -> None:
+    """Add one search to the store, at once, so that a long comparison can be stopped and continued."""
+    new = not store.exists()
+    with store.open("a", newline="") as out:
+        writer = csv.writer(out)
+        if new:
+            writer.writerow(FIELDS)
+        writer.writerow([*key, *astuple(score)])
+
+
+def table(results: dict[Key, Score], names: list[str], workers: int, budget: int, seeds: Iterable[int]) -> str:
+    """Markdown: median regret with quartiles at half / full budget and processor seconds, a row a task; mean ranks."""
+    seeds = list(seeds)
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    ranks: list[Any] = []
     for task in TASKS:
         rows = {}
         for name in names:
             got = [results.get((name, task, seed, budget, workers)) for seed in seeds]
-            if all(r is not None for r in got):
-                rows[name] = np.array([[regret(r, TASKS[task], at) for at in (budget // 2, budget)] for r in got if r])
+            if all(score is not None for score in got):
+                optimum = TASKS[task].optimum
+                rows[name] = np.array([[s.half - optimum, s.full - optimum, s.cpu_s] for s in got if s is not None])
         if len(rows) < 2:
             continue
-        mark = " (tuned on)" if task in TUNED_ON else ""
-        lines.append(f"\n{task}{mark}, {workers} workers, {len(seeds)} seeds")
-        for name, values in rows.items():
-            cells = []
-            for k in range(2):
-                low, middle, high = np.quantile(values[:, k], [0.25, 0.5, 0.75])
-                first = float(np.median(rows[next(iter(rows))][:, k]))
-                cells.append(f"{middle:10.3g} [{low:.3g}, {high:.3g}] x{middle / first if first else np.inf:.3g}")
-            cpu = np.mean([results[name, task, seed, budget, workers]["cpu_s"] for seed in seeds])
-            lines.append(f"  {name:20s} {cells[0]:38s} {cells[1]:38s} cpu {cpu:.1f} s")
+        medians = {name: np.median(values, axis=0) for name, values in rows.items()}
+        best = np.min([middle[:2] for middle in medians.values()], axis=0)
+        cells = [_cell(rows.get(name), best) for name in names]
+        lines.append(f"| {task}{'*' if task in TUNED_ON else ''} | " + " | ".join(cells) + " |")
         if set(rows) == set(names):
-            both = [
-                rankdata(np.array([rows[name][:, k] for name in names]).round(12), axis=0).mean(axis=1) for k in (0, 1)
-            ]
-            ranks.append(both)
+            at = [np.array([rows[name][:, k] for name in names]).round(12) for k in (0, 1)]
+            ranks.append([rankdata(values, axis=0).mean(axis=1) for values in at])
     if ranks:
         mean = np.mean(ranks, axis=0)
-        lines.append(f"\nMean rank over {len(ranks)} tasks, {workers} workers: half budget, full budget")
-        lines += [f"  {name:20s} {mean[0][i]:.2f}  {mean[1][i]:.2f}" for i, name in enumerate(names)]
+        cells = [f"{half:.2f} / {full:.2f}" for half, full in mean.T]
+        lines.append(f"| mean rank over {len(ranks)} tasks | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(values: Any, best: Any) -> str:
+    if values is None:
+        return ""
+    parts = []
+    for k in range(2):
+        low, middle, high = np.quantile(values[:, k], [0.25, 0.5, 0.75])
+        shown = f"**{middle:.3g}**" if middle <= best[k] else f"{middle:.3g}"
+        parts.append(f"{shown} [{low:.2g}, {high:.2g}]")
+    return f"{' / '.join(parts)}, {values[:, 2].mean():.1f} s"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,7 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=200)
     parser.add_argument("--workers", type=int, nargs="+", default=[1])
     parser.add_argument("--peer-python", help="interpreter of the peers' environment")
-    parser.add_argument("--store", type=Path, default=Path("benchmark-quality.jsonl"))
+    parser.add_argument(
+        "--store", type=Path, default=Path("benchmark-quality.csv"), help="searches run before; continued"
+    )
+    parser.add_argument("--table", action="store_true", help="print the table of what is in the store, and run nothing")
     parser.add_argument("--quick", action="store_true", help="two seeds of three cheap tasks")
     args = parser.parse_args(arguments)
     if args.quick:
@@ -119,16 +164,14 @@ def main(arguments: list[str] | None = None) -> None:
     results = load(args.store)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     for workers in args.workers:
-        for seed in seeds:
-            for task in args.tasks:
-                for name in args.names:
-                    key = (name, task, seed, args.budget, workers)
-                    if key in results:
-                        continue
-                    results[key] = searched(*key, args.peer_python)
-                    with args.store.open("a") as out:
-                        out.write(json.dumps({"key": key, "result": results[key]}) + "\n")
-                    print(".", end="", file=sys.stderr, flush=True)
+        wanted = itertools.product(seeds, args.tasks, args.names)
+        for key in ((name, task, seed, args.budget, workers) for seed, task, name in wanted):
+            if key not in results and not args.table:
+                results[key] = Score.of(searched(*key, args.peer_python))
+                keep(args.store, key, results[key])
+                print(".", end="", file=sys.stderr, flush=True)
+        print(f"\n{workers} workers, {args.budget} evaluations, {len(seeds)} seeds: ", end="")
+        print("regret at half / full budget (median [quartiles]), processor seconds\n")
         print(table(results, args.names, workers, args.budget, seeds))
 
 
