@@ -69,6 +69,25 @@ class Losses:
         return Losses(self.unit[:n], self.losses[:n])
 
 
+class Feasibility:
+    """Where configurations fail: extremely randomised trees on what failed and what did not.
+
+    Their small chances are taken as none. Among good configurations the trees say 0.04 here and 0.08 there for no
+    reason, and a twentieth of the distance to the worst loss would hide all differences between the best.
+    """
+
+    _CLEARLY = 0.2
+
+    def __init__(self, features: Features, history: Losses, seed: int) -> None:
+        self._forest = ForestSurrogate(features, "ET")
+        self._forest.fit(history.unit, np.isnan(history.losses).astype(float), seed)
+
+    def chance_of_failure(self, rows: FloatArray) -> FloatArray:
+        """Probability that each row fails, shape (m,); 0 where the trees give less than a fifth."""
+        raw = self._forest.predict(rows)[0]
+        return np.asarray(np.maximum(raw - self._CLEARLY, 0.0) / (1.0 - self._CLEARLY))
+
+
 def refit_point(n: int) -> int:
     """The history length whose hyperparameters a Gaussian process of `n` results uses: at most an eighth, or 256, less.
 
@@ -112,10 +131,7 @@ class Teacher:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(n, 1)))
         seed = int(rng.integers(2**31))
         good = np.flatnonzero(~np.isnan(history.losses))
-        feasibility: ForestSurrogate | None = None
-        if 0 < len(good) < n:
-            feasibility = ForestSurrogate(self.features, "ET")
-            feasibility.fit(history.unit, np.isnan(history.losses).astype(float), seed)
+        feasibility = Feasibility(self.features, history, seed) if 0 < len(good) < n else None
         z = warp(history.losses[good]) if len(good) else np.empty(0)
         if not len(good) or np.ptp(z) == 0.0:
             return self._unlearned(history, rng, feasibility)
@@ -149,7 +165,7 @@ class Teacher:
         good: IntArray,
         z: FloatArray,
         surrogate: Surrogate,
-        feasibility: ForestSurrogate | None,
+        feasibility: Feasibility | None,
         rng: np.random.Generator,
         criteria: tuple[Criterion, ...],
     ) -> Model:
@@ -159,7 +175,7 @@ class Teacher:
 
         def scorer(rows: FloatArray) -> FloatArray:
             mean, std = surrogate.predict(rows)
-            fail = feasibility.predict(rows)[0] if feasibility is not None else None
+            fail = feasibility.chance_of_failure(rows) if feasibility is not None else None
             away = self.near.away(rows, elites[0])
             scores = [score(c.acq_func, mean, std, best, c.kappa, c.xi, fail, worst) for c in criteria]
             return np.stack(
@@ -174,7 +190,7 @@ class Teacher:
         keys = self.near.encoder.keys(rows)
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         rows = rows[sorted(first.values())]
-        fail = feasibility.predict(rows)[0] if feasibility is not None else None
+        fail = feasibility.chance_of_failure(rows) if feasibility is not None else None
         away = self.near.away(rows, elites[0])
         return Model(len(history), rows, self.near.encoder.keys(rows), surrogate.pool(rows), fail, z, away)
 
@@ -209,10 +225,10 @@ class Teacher:
             out.append(row[None, :])
         return self.near.legal(np.vstack(out))
 
-    def _unlearned(self, history: Losses, rng: np.random.Generator, feasibility: ForestSurrogate | None) -> Model:
+    def _unlearned(self, history: Losses, rng: np.random.Generator, feasibility: Feasibility | None) -> Model:
         """A pool without a model of the loss: the farther from what was tried, the better."""
         rows = self.near.encoder.sample(self.pool_size, rng, partial=True)
-        fail = feasibility.predict(rows)[0] if feasibility is not None else None
+        fail = feasibility.chance_of_failure(rows) if feasibility is not None else None
         pool = DistancePool(self.features, history.unit[-512:], rows)
         return Model(len(history), rows, self.near.encoder.keys(rows), pool, fail, np.zeros(1), np.zeros(len(rows)))
 
