@@ -11,15 +11,15 @@ from deephyper_balsam.optimizers.surrogates import (
     SURROGATES,
     DistancePool,
     Features,
-    FloatArray,
     GPSurrogate,
-    fit_hyperparameters,
     kept_rows,
     make_surrogate,
     to_optimize_result,
     warp,
 )
+from deephyper_balsam.optimizers.surrogates.gaussian_process import fit_hyperparameters
 from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.space import FloatArray
 
 FEATURES = Features((0, 0, 0, 3))
 
