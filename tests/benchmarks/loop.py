@@ -56,8 +56,8 @@ def run(searcher: Searcher, task: Task, *, seed: int, budget: int, workers: int 
                 duration = max(1.0, rng.normal(60.0, 20.0)) if workers > 1 else 1.0
                 heapq.heappush(running, (clock + duration, order, token, config))
                 order += 1
-            asked += want
-            free -= want
+            asked += len(trials)  # fewer than wanted while a generation is not complete
+            free -= len(trials)
         clock, _, token, config = heapq.heappop(running)
         loss = _evaluated(task, config)
         losses.append(loss)
