@@ -14,6 +14,8 @@ import pytest
 from deephyper_balsam.errors import SettingsError
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.optimizers.ambs import AMBS, LIAR_STRATEGIES
+from deephyper_balsam.optimizers.model import Feasibility, Losses
+from deephyper_balsam.optimizers.surrogates import Features
 from deephyper_balsam.problem import HpProblem
 from deephyper_balsam.trial import Result, Trial
 
@@ -184,6 +186,18 @@ def test_constant_features_are_harmless() -> None:
         assert len(search(AMBS(problem, seed=0, surrogate=surrogate, num_initial=3), 8)) == 8
 
 
+def test_a_small_chance_of_failure_is_none_and_a_large_one_is_large() -> None:
+    rng = np.random.default_rng(0)
+    unit = rng.random((200, 3))
+    losses = np.where(unit[:, 0] > 0.75, np.nan, unit[:, 1])
+    feasibility = Feasibility(Features((0, 0, 0)), Losses(unit, losses), seed=1)
+    good, bad = rng.random((300, 3)), rng.random((300, 3))
+    good[:, 0], bad[:, 0] = 0.6 * good[:, 0], 0.85 + 0.15 * bad[:, 0]
+    assert np.mean(feasibility.chance_of_failure(good) == 0.0) > 0.95
+    assert np.all(feasibility.chance_of_failure(bad) > 0.2)
+    assert np.median(feasibility.chance_of_failure(bad)) > 0.5
+
+
 def test_it_keeps_away_from_a_region_that_always_fails() -> None:
     optimizer = AMBS(plane(), seed=2, max_evals=60)
     failed = 0
@@ -193,6 +207,17 @@ def test_it_keeps_away_from_a_region_that_always_fails() -> None:
         failed += bad and i >= 20
         optimizer.tell([Result(trial.number, None if bad else quality(trial), "broken" if bad else None)])
     assert failed <= 4
+
+
+def test_a_thousand_asked_at_once_are_distinct_and_known_to_the_model() -> None:
+    optimizer = AMBS(plane(), seed=3, num_workers=64, num_initial=8)
+    for _ in range(3):
+        trials = optimizer.ask(8)
+        optimizer.tell([Result(t.number, quality(t)) for t in trials])
+    many = optimizer.ask(1500)  # more than the pool holds
+    assert len({repr(t.config) for t in many}) == 1500
+    assert {"model", "random"} == {t.origin.kind for t in many}
+    assert not {repr(t.config) for t in optimizer.ask(8)} & {repr(t.config) for t in many}
 
 
 def test_a_small_space_is_used_up_without_repetition() -> None:
