@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import ConfigSpace as cs
@@ -50,6 +51,7 @@ BoolArray = npt.NDArray[np.bool_]
 MatrixSampler = Callable[[int, np.random.Generator], FloatArray]
 """Draws ``n`` points of the unit cube: ``(n, rng) -> (n, d)``."""
 
+_LONG_KEY = 128  # bytes
 _TABLE_LIMIT = 4096
 _MAX_DRAWS_PER_ROW = 2000
 
@@ -272,9 +274,13 @@ class Encoder:
     # -- identity ------------------------------------------------------------------------------------------------------
 
     def keys(self, matrix: FloatArray) -> list[bytes]:
-        """One key a row: equal exactly when the decoded configurations are equal. Rows must be canonical."""
+        """One key a row: equal exactly when the decoded configurations are equal. Rows must be canonical.
+
+        The values themselves, or a hash of 128 bits where they are many: a search keeps a key of every trial.
+        """
         data, width = self._values(self._checked(matrix)).tobytes(), 8 * self.width
-        return [data[start : start + width] for start in range(0, len(data), width)]
+        keys = [data[start : start + width] for start in range(0, len(data), width)]
+        return keys if width <= _LONG_KEY else [blake2b(key, digest_size=16).digest() for key in keys]
 
     def key(self, config: Config) -> bytes:
         """The key of one configuration."""

@@ -167,3 +167,15 @@ def test_no_hyperparameter_of_any_size_loses_a_value() -> None:
     rng = np.random.default_rng(0)
     configs = problem.encoder.decode(problem.encoder.snap(rng.random((500, 3))))
     assert problem.encoder.decode(problem.encoder.encode(configs)) == configs
+
+
+def test_a_key_stays_short_in_a_wide_space_and_tells_neighbours_apart() -> None:
+    problem = HpProblem("wide")
+    for index in range(100):
+        problem.add_hyperparameter((0.0, 1.0), f"x{index}")
+    rows = np.full((3, 100), 0.5)
+    rows[1, 99] = 0.5 + 1e-11
+    first, second, third = problem.encoder.keys(rows)
+    assert len(first) == 16
+    assert first == third
+    assert first != second
