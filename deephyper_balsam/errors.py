@@ -35,6 +35,10 @@ class SearchRunningError(InputError):
     """Another driver is at work on the search. Stop it, or wait until it is known to be gone."""
 
 
+class TakenOverError(DeepHyperBalsamError):
+    """Another driver has taken over the search; this one stopped without changing anything more."""
+
+
 class UnknownSearchError(InputError):
     """No search of that name is recorded in this Balsam."""
 

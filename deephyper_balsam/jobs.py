@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -205,6 +205,29 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
         column = f"m:{name}" if f"m:{name}" not in line else f"m:metadata:{name}"  # ours stay what they are
         line[column] = json.dumps(value) if isinstance(value, (dict, list)) else value
     return line
+
+
+def choose_one(rows: Sequence[Row]) -> Row:
+    """Return which of several jobs of one trial stands for it: one taken in, with a result, that runs, the oldest."""
+
+    def rank(row: Row) -> tuple[bool, bool, bool, int]:
+        has_result = "result" in row["data"] or read_state(row) is TrialState.DONE
+        return "gathered" not in row["data"], not has_result, row["state"] in WAITING_STATES, int(row["id"])
+
+    return min(rows, key=rank)
+
+
+def set_aside(gateway: Gateway, search: str, row: Row, kept_id: int, now: float) -> None:
+    """Take a job out of its search, because another one stands for its trial.
+
+    That a trial has two happens when the answer to their creation was lost and the driver died, or looked too early.
+    The job loses the tag ``search`` and says why in ``data["set_aside"]``; if it waits, it never runs. A run of it that
+    is under way ends by itself, and nobody counts it.
+    """
+    tags = {"set_aside": search, "trial": row["tags"]["trial"]}
+    why = f"job {kept_id} stands for the same trial"
+    gateway.retag_job(row["id"], tags, {**row["data"], "set_aside": {"at": now, "why": why, "kept": kept_id}})
+    gateway.move_jobs(tags, WAITING_STATES, "FAILED", why, [row["id"]])
 
 
 def mend(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:

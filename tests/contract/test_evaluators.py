@@ -24,6 +24,7 @@ from deephyper_balsam.errors import (
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.evaluators.simulated import SimulatedEvaluator, VirtualClock
 from deephyper_balsam.jobs import Resources
+from deephyper_balsam.notes import write_note
 from deephyper_balsam.trial import Origin, Trial, TrialState
 from deephyper_balsam.worker import RunningJob
 
@@ -49,7 +50,7 @@ class BalsamRig(Rig):
         self.client_yml = self.api.write_client_yml(folder / "client.yml")
         self.running: dict[int, int] = {}
         self.evaluator = self.again(**options)
-        self.evaluator.open("s", dict(SETTINGS))
+        self.evaluator.open("s", dict(SETTINGS), max_evals=100)
         self.evaluator.collect()
 
     def again(self, **options: Any) -> BalsamEvaluator:
@@ -322,7 +323,7 @@ def test_another_life_knows_every_trial_every_result_in_order_and_gets_the_rest(
     rig.end(2)  # while nobody looks
     rig.evaluator.close()
     later = rig.again()
-    history = later.open("s", dict(SETTINGS))
+    history = later.open("s", dict(SETTINGS), max_evals=100)
     assert [(trial.number, trial.origin) for trial in history.trials] == [(n, Origin("model", 4, 2)) for n in range(4)]
     assert [(result.number, result.objective) for result in history.results] == [(1, 1.0), (0, 0.0)]
     rig.evaluator = later
@@ -334,28 +335,26 @@ def test_other_settings_under_the_same_name_are_refused(rig: BalsamRig) -> None:
     rig.evaluator.close()
     for other in ({"method": "ambs"}, {"seed": 2}, {"problem": {"name": "q"}}, {"options": {"kappa": 3}}):
         with pytest.raises(SearchExistsError, match=f"another {next(iter(other))}"):
-            rig.again().open("s", {**SETTINGS, **other})
+            rig.again().open("s", {**SETTINGS, **other}, max_evals=100)
     with pytest.raises(SearchExistsError, match="another run"):
-        BalsamEvaluator(lambda job: 1.0, "lab", client_path=rig.client_yml).open("s", dict(SETTINGS))
+        BalsamEvaluator(lambda job: 1.0, "lab", client_path=rig.client_yml).open("s", dict(SETTINGS), max_evals=100)
 
 
 def test_without_a_seed_one_is_drawn_and_the_next_life_accepts_it(rig: BalsamRig) -> None:
     unseeded = {**SETTINGS, "seed": None}
-    first = rig.again().open("t", dict(unseeded)).record.settings["seed"]
+    first = rig.again().open("t", dict(unseeded), max_evals=100).record.settings["seed"]
     assert isinstance(first, int)
-    assert rig.again().open("t", dict(unseeded)).record.settings["seed"] == first
-    assert rig.again().open("s", dict(unseeded)).record.settings["seed"] == 1
+    assert rig.again().open("t", dict(unseeded), max_evals=100).record.settings["seed"] == first
+    assert rig.again().open("s", dict(unseeded), max_evals=100).record.settings["seed"] == 1
 
 
 def test_a_search_that_another_process_drives_is_refused(rig: BalsamRig) -> None:
-    from deephyper_balsam import record
-
     evaluator = rig.again()
-    now = evaluator._clock()
     rig.evaluator.close()
-    record.take_the_wheel(evaluator.gateway, "s", record.Driver("login2", 1, now))
+    other = {"host": "login2", "pid": 1, "started": "boot:1", "began_at": 1.0, "driving_since": 1.0}
+    write_note(evaluator.gateway, rig.site.id, "s", "driver", other)
     with pytest.raises(SearchRunningError, match="process 1 on login2"):
-        evaluator.open("s", dict(SETTINGS))
+        evaluator.open("s", dict(SETTINGS), max_evals=100)
 
 
 def test_jobs_of_something_else_under_the_tag_are_left_alone(rig: BalsamRig) -> None:
@@ -363,7 +362,7 @@ def test_jobs_of_something_else_under_the_tag_are_left_alone(rig: BalsamRig) -> 
     row = next(iter(rig.api.trials("s").values()))
     row["tags"] = {"search": "theirs", "trial": "0"}
     with pytest.raises(SearchExistsError, match="Jobs tagged search=theirs are in this Balsam already"):
-        rig.again().open("theirs", dict(SETTINGS))
+        rig.again().open("theirs", dict(SETTINGS), max_evals=100)
     assert not any(job["tags"].get("record") == "theirs" for job in rig.api.jobs.values())
 
 
@@ -371,7 +370,7 @@ def test_one_evaluator_serves_one_search_after_the_other(rig: BalsamRig) -> None
     rig.evaluator.submit(trials(0, 1, 2))
     drain(rig)
     rig.evaluator.close()
-    assert rig.evaluator.open("t", dict(SETTINGS)).trials == []
+    assert rig.evaluator.open("t", dict(SETTINGS), max_evals=100).trials == []
     assert sum(rig.evaluator.counts.values()) == 0
     assert rig.evaluator.lines == []
     rig.evaluator.submit(trials(0))
@@ -383,13 +382,13 @@ def test_one_evaluator_serves_one_search_after_the_other(rig: BalsamRig) -> None
 def test_a_name_that_cannot_be_a_folder_is_refused_before_anything_is_made(rig: BalsamRig, name: str) -> None:
     before = len(rig.api.jobs)
     with pytest.raises(InputError, match="cannot name a search"):
-        rig.again().open(name, dict(SETTINGS))
+        rig.again().open(name, dict(SETTINGS), max_evals=100)
     assert len(rig.api.jobs) == before
 
 
 def test_a_time_limit_travels_with_each_trial_and_must_be_positive(rig: BalsamRig) -> None:
     evaluator = rig.again(eval_timeout=30, resources=Resources(evals_per_node=2))
-    evaluator.open("t", dict(SETTINGS))
+    evaluator.open("t", dict(SETTINGS), max_evals=100)
     evaluator.submit(trials(0))
     row = rig.api.trials("t")[0]
     assert (row["data"]["eval_timeout_s"], row["node_packing_count"]) == (30, 2)

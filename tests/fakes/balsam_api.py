@@ -81,6 +81,7 @@ class BalsamApi:
         self.apps: dict[int, Row] = {}
         self.jobs: dict[int, Row] = {}
         self.batch_jobs: dict[int, Row] = {}
+        self.sessions: dict[int, Row] = {}
         self.events: list[Row] = []
         self.requests: list[Request] = []
         self.away = False
@@ -355,6 +356,22 @@ class BalsamApi:
         event = {"job_id": job_id, "timestamp": at, "from_state": from_state, "to_state": to_state, "data": data}
         self.events.append({"id": len(self.events) + 1, **event})
 
+    # --- sessions ------------------------------------------------------------------------------------------------
+
+    def _get_sessions(self, request: Request) -> tuple[int, Any]:
+        return self._page(request, self.sessions.values())
+
+    def _delete_sessions_item(self, request: Request, session_id: int) -> tuple[int, Any]:
+        if session_id not in self.sessions:
+            raise Refused(404, "Not found")
+        held = [row["id"] for row in self.jobs.values() if row["session_id"] == session_id]
+        cut = [job_id for job_id in held if self.jobs[job_id]["state"] == "RUNNING"]
+        self._update_jobs({job_id: {"state": "RUN_TIMEOUT", "last_update": self.now()} for job_id in cut})
+        for job_id in held:
+            self.jobs[job_id]["session_id"] = None  # the column is ON DELETE SET NULL
+        del self.sessions[session_id]
+        return 204, None
+
     # --- events and allocations ----------------------------------------------------------------------------------
 
     def _get_events(self, request: Request) -> tuple[int, Any]:
@@ -479,7 +496,10 @@ def _handler_of(api: BalsamApi) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        do_GET = do_POST = do_PATCH = do_PUT = _serve
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(api.now().timestamp() if timestamp is None else timestamp)
+
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve
 
     return Handler
 
@@ -540,6 +560,7 @@ class VirtualSite:
                     self.api.change_job(job_id, state="PREPROCESSED")
                 self.api.change_job(job_id, state="RUNNING")
                 self.api.jobs[job_id]["session_id"] = 1
+                self.api.sessions.setdefault(1, {"id": 1, "site_id": self.id, "batch_job_id": None})
             return waiting[:count]
 
     def config(self, job_id: int) -> dict[str, Any]:

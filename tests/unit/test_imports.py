@@ -17,11 +17,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a part imports what stands below it, and within itself. A new module takes its place here.
 FLOORS = (
-    {"errors", "resources"},
+    {"errors", "resources", "process_id"},
     {"trial", "targets", "command"},
     {"columns", "gateway", "worker"},
-    {"space", "shorthands", "jobs"},
-    {"problem", "record", "allocations"},
+    {"space", "shorthands", "jobs", "notes", "watch"},
+    {"problem", "record", "drivers", "allocations"},
+    {"orders"},
     {"apps", "results", "optimizers", "sites"},
     {"evaluators"},
     {"search", "simulation"},
@@ -34,7 +35,7 @@ FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 BALSAM = {
     "gateway": {"balsam.config", "balsam.client", "balsam.schemas"},
     "apps": {"balsam._api.app", "balsam.schemas"},
-    "record": {"balsam._api.app", "balsam.schemas"},
+    "notes": {"balsam._api.app", "balsam.schemas"},
 }
 """What of Balsam a module may import; sites/ takes the place of Balsam's own parts and may import any."""
 
