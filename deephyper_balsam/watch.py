@@ -1,12 +1,10 @@
-"""Whether things move at a site: its agent's signs of life, and what launchers that are gone still hold."""
+"""Whether things move at a site: its agent's signs of life."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping
 
-from deephyper_balsam.errors import BalsamError
 from deephyper_balsam.gateway import Gateway, Row, parse_time
 
 logger = logging.getLogger(__name__)
@@ -14,7 +12,6 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 5.0
 _SILENT_S = 30.0  # of an agent that is known to refresh its site every few seconds
 _UNKNOWN_SILENT_S = 300.0  # of one whose habits are not known yet: some refresh once a minute
-_ENDED = ("finished", "submit_failed")
 
 
 class SiteWatch:
@@ -39,7 +36,6 @@ class SiteWatch:
         if silent and self.notice is None:
             logger.warning("%s", silent[0])
         self.notice = silent[0] if silent else None
-        self._free_orphans()
 
     def _silence(self, row: Row, now: float) -> str | None:
         """Return what to say if the site's agent is silent for longer than is its habit."""
@@ -57,17 +53,3 @@ class SiteWatch:
             "there until it runs again (`balsam site start` in the site's folder; `deephyper-balsam server up` for a "
             "local server)"
         )
-
-    def _free_orphans(self) -> None:
-        """Give back to the queue what a launcher held whose allocation has ended; Balsam would wait for minutes."""
-        sessions = {
-            row["id"]: row.get("batch_job_id") for row in self._gateway.sessions() if row["site_id"] in self._names
-        }
-        if not any(sessions.values()):
-            return
-        ended = {row["id"] for row in self._gateway.batch_jobs(self._names, _ENDED)}
-        for session_id, batch_job_id in sessions.items():
-            if batch_job_id in ended:
-                logger.info("BatchJob %d has ended: its runs go back to the queue", batch_job_id)
-                with contextlib.suppress(BalsamError):  # the server swept it away in the same moment
-                    self._gateway.end_session(session_id)
