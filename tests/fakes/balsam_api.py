@@ -289,6 +289,11 @@ class BalsamApi:
     def _get_jobs(self, request: Request) -> tuple[int, Any]:
         return self._page(request, self._select_jobs(request))
 
+    def _get_jobs_item(self, request: Request, job_id: int) -> tuple[int, Any]:
+        if job_id not in self.jobs:
+            raise Refused(404, "Not found")
+        return 200, self.jobs[job_id]
+
     def _post_jobs(self, request: Request) -> tuple[int, Any]:
         if len(request.body) > schemas.MAX_ITEMS_PER_BULK_OP:
             raise Refused(400, "Cannot bulk-create more than 5000 in a single API call.")

@@ -17,10 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a part imports what stands below it, and within itself. A new module takes its place here.
 FLOORS = (
-    {"errors", "resources"},
+    {"errors", "resources", "faults"},
     {"trial", "targets", "command"},
-    {"columns", "gateway", "worker"},
-    {"space", "shorthands", "jobs"},
+    {"columns", "gateway", "supervise"},
+    {"space", "shorthands", "jobs", "worker"},
     {"problem", "record", "allocations"},
     {"apps", "results", "optimizers", "sites"},
     {"evaluators"},
@@ -114,7 +114,9 @@ def test_evaluators_other_than_balsams_do_not_know_balsam(name: str) -> None:
 
 
 def test_what_runs_on_a_node_stands_on_little() -> None:
-    assert own(PACKAGE / "worker.py") <= {"errors", "targets", "command"}
+    assert own(PACKAGE / "worker.py") <= {"errors", "faults", "targets", "command", "supervise"}
+    assert own(PACKAGE / "supervise.py") == {"command"}
+    assert own(PACKAGE / "faults.py") == set()
     assert own(PACKAGE / "targets.py") == {"errors"}
     assert own(PACKAGE / "command.py") == set()
 
