@@ -1,10 +1,10 @@
 """Whose fault it was that a run ended without an objective, and what happens next.
 
-| whose fault | what happened | what happens next |
+| whose fault | what happened | what next |
 |---|---|---|
-| configuration | the run raised, returned no number, called an exit, took longer than `eval_timeout` | FAILED, learnt, never run again |
-| machine | the process was killed by a signal (out of memory, say), or ended without leaving a result | run once more, the first reason kept; then FAILED |
-| allocation | the time of the allocation was over, or its launcher died | run again in the next allocation, not charged |
+| configuration | it raised, gave no number, exited, took longer than `eval_timeout` | FAILED, learnt, never again |
+| machine | a signal killed it (out of memory?), or it left no result | once more, then FAILED |
+| allocation | its time was over, or its launcher died | again in the next allocation, not charged |
 | application | the first trials all failed alike | the search ends with the traceback |
 
 Pure functions and values; the table is the one in docs/howto.md.
@@ -61,17 +61,6 @@ def of_outcome(outcome: Mapping[str, Any]) -> Fault | None:
         return Fault(outcome.get("fault", Fault.CONFIGURATION))
     except ValueError:  # of a later version
         return Fault.CONFIGURATION
-
-
-def of_balsam_state(state: str) -> Fault | None:
-    """Return whose fault it is that a run without a result is in this state of Balsam; None when it is none."""
-    return {
-        "RUN_TIMEOUT": Fault.ALLOCATION,
-        "RESTART_READY": Fault.ALLOCATION,
-        "RUN_ERROR": Fault.MACHINE,
-        "FAILED": Fault.MACHINE,
-        "JOB_FINISHED": Fault.MACHINE,
-    }.get(state)
 
 
 def runs_again(outcome: Mapping[str, Any], earlier_tries: int) -> bool:
@@ -170,9 +159,7 @@ class Nodes:
         """Return the nodes with three failures of the machine or more and no other run, while others work: how many."""
         if not self.worked:
             return {}
-        return {
-            host: count for host, count in self.failed.items() if count >= _SUSPECT_AFTER and not self.worked[host]
-        }
+        return {host: count for host, count in self.failed.items() if count >= _SUSPECT_AFTER and not self.worked[host]}
 
 
 # --- runs that are longer than the allocations -----------------------------------------------------------------------

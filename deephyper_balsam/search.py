@@ -12,14 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from deephyper_balsam import results
-from deephyper_balsam.errors import BalsamError, NotLoggedInError, SettingsError, UnreachableError
+from deephyper_balsam.errors import (
+    BalsamError,
+    BrokenApplicationError,
+    NotLoggedInError,
+    SettingsError,
+    UnreachableError,
+)
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
+from deephyper_balsam.faults import DEFAULT_MAX_FAILURES, BrokenApplication
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem import HpProblem
 from deephyper_balsam.trial import Config, Result, TrialState
@@ -73,6 +81,14 @@ class Progress:
         """Trials that count against `max_evals`: done and failed."""
         return self.states[TrialState.DONE] + self.states[TrialState.FAILED]
 
+    @property
+    def left(self) -> tuple[int | None, float | None]:
+        """Evaluations and seconds that are left of the budgets; None: no limit."""
+        return (
+            None if self.max_evals is None else max(0, self.max_evals - self.evaluated),
+            None if self.timeout_s is None else max(0.0, self.timeout_s - self.elapsed_s),
+        )
+
 
 @dataclass
 class _Budget:
@@ -123,6 +139,9 @@ class Search:
         The folder in which the search's own folder is made.
     poll_s
         Seconds between two looks at Balsam.
+    max_failures
+        When so many trials, the first of this driver, all fail alike and none has ever had an objective, the search
+        ends; 0: never.
     asked_for
         What `search.yaml` says, when it is more than method, seed and options: the settings of the command line.
     options
@@ -146,6 +165,7 @@ class Search:
         seed: int | None = None,
         log_dir: str | Path = ".",
         poll_s: float = 0.5,
+        max_failures: int = DEFAULT_MAX_FAILURES,
         clock: Callable[[], float] = time.time,
         asked_for: dict[str, Any] | None = None,
         **options: Any,
@@ -161,9 +181,11 @@ class Search:
         self._poll_s = poll_s
         self._clock = clock
         self._asked_for = asked_for or {"method": method, "seed": seed, **options}
+        self._application = BrokenApplication(max_failures)
         self._stop = threading.Event()
         self._rate = _Rate()
         self._withdrawn: dict[int, Config] = {}
+        self._first_of_ours = 0
         self._notice: str | None = None
         self._best: dict[str, Any] | None = None
         self._exported_at = -1e9
@@ -214,6 +236,11 @@ class Search:
         -------
         pandas.DataFrame
             A row a trial, the columns of `results.csv`.
+
+        Raises
+        ------
+        BrokenApplicationError
+            The first trials all failed alike; what was found is written.
         """
         budget = _Budget(max_evals, timeout)
         results.claim_folder(self.folder)
@@ -231,8 +258,8 @@ class Search:
                     break
                 arrived = self._patiently(self.evaluator.collect)
                 self._record(arrived, optimizer)
-                self._patiently(self.evaluator.ensure_allocation)
                 progress = self._progress(budget, began_at)
+                self._patiently(partial(self.evaluator.ensure_allocation, *progress.left))
                 if on_progress is not None:
                     on_progress(progress)
                 if self._ended(progress, optimizer):
@@ -264,6 +291,9 @@ class Search:
             self._withdrawn = {number: configs[number] for number in history.withdrawn}
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
         self._best = results.best(self.evaluator.lines)
+        if self._best is not None:
+            self._application.settle()
+        self._first_of_ours = 1 + max((trial.number for trial in history.trials), default=-1)
         if not (self.folder / "search.yaml").exists():
             asked_for = {**self._asked_for, "seed": seed}  # the one that was drawn, if none was given
             results.write_whole(self.folder / "search.yaml", yaml.safe_dump(asked_for, sort_keys=False))
@@ -292,7 +322,7 @@ class Search:
         except BalsamError as error:
             logger.warning("Waiting trials could not be withdrawn: %s", error)
         try:
-            self.evaluator.close()
+            self.evaluator.close(leave_running=self._stop.is_set())
         except BalsamError as error:
             logger.warning("The allocations that were asked for could not be ended: %s", error)
         optimizer.close()
@@ -312,6 +342,21 @@ class Search:
                 self._best = self.evaluator.line(result.number)
                 logger.info("Trial %s is the best so far: %.6g", result.number, result.objective)
         self._export()
+        if any(result.objective is not None for result in arrived):
+            self._application.settle()
+        for result in arrived:
+            ours = result.number is not None and result.number >= self._first_of_ours  # it may have been mended since
+            if ours and self._application.sees(result.objective, result.failure):
+                raise BrokenApplicationError(self._broken_said(result))
+
+    def _broken_said(self, last: Result) -> str:
+        said = f"The first {self._application.limit} trials all failed alike, so the search ended: {last.failure}"
+        if last.traceback:
+            said += f"\n\n{last.traceback.rstrip()}\n"
+        return (
+            f"{said}\nTry it here with `deephyper-balsam problem check`; what each trial left is in job.out of its "
+            f"folder {self.name}/<number> in the site's data. To go on whatever fails: --max-failures 0."
+        )
 
     def _as_told(self, result: Result) -> Result:
         """A trial that an earlier life withdrew, and a node ran all the same, teaches like a point from elsewhere."""

@@ -105,7 +105,15 @@ def test_optimizers_know_neither_balsam_nor_where_trials_run(file: Path) -> None
 
 
 def test_the_driver_knows_two_seams_and_not_what_is_behind_them() -> None:
-    assert own(PACKAGE / "search.py") <= {"errors", "trial", "problem", "optimizers", "evaluators", "results"}
+    assert own(PACKAGE / "search.py") <= {
+        "errors",
+        "faults",
+        "trial",
+        "problem",
+        "optimizers",
+        "evaluators",
+        "results",
+    }
 
 
 @pytest.mark.parametrize("name", ["base", "simulated"])

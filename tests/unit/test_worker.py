@@ -482,9 +482,7 @@ def test_the_failure_of_a_run_that_does_not_react_arrives_through_a_real_api(
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
         "    time.sleep(300)\n"
     )
-    job = SimpleNamespace(
-        id=job_id, data={"eval_timeout_s": 0.2}, tags={"trial": "0"}, num_nodes=1, ranks_per_node=1
-    )
+    job = SimpleNamespace(id=job_id, data={"eval_timeout_s": 0.2}, tags={"trial": "0"}, num_nodes=1, ranks_per_node=1)
     spec = {"kind": "function", "target": str(tmp_path / "hang.py:run")}
     run_trial(SimpleNamespace(job=job, _client=gateway._client), spec, {})
     assert api.jobs[job_id]["data"]["result"]["failure"] == "timed out after 0.2 s"
@@ -509,7 +507,11 @@ def test_the_result_of_another_run_of_the_same_job_stays(spec: dict[str, Any]) -
     ("body", "failure", "fault"),
     [
         ("os.kill(os.getpid(), 9)", "killed by SIGKILL (out of memory?)", "machine"),
-        ("import faulthandler; faulthandler.disable(); os.kill(os.getpid(), 11)", "killed by SIGSEGV (a crash outside Python)", "machine"),
+        (
+            "import faulthandler; faulthandler.disable(); os.kill(os.getpid(), 11)",
+            "killed by SIGSEGV (a crash outside Python)",
+            "machine",
+        ),
         (
             "os._exit(3)",
             "the run ended its own process with status 3 and left no result (os._exit, or a library that exits?)",
