@@ -51,6 +51,10 @@ class TellError(InputError):
     """A result does not belong to the optimizer: an unknown number, or another value for a number that was told."""
 
 
+class BrokenApplicationError(DeepHyperBalsamError):
+    """The first trials all failed alike: mend the run function, or its environment on the nodes."""
+
+
 class BalsamError(DeepHyperBalsamError):
     """Balsam could not do what was asked; trying again may help once the cause is gone."""
 

@@ -205,6 +205,32 @@ class Gateway:
         """Replace the tags and the `data` of one job."""
         self._call("PATCH", "jobs/", body=[{"id": job_id, "tags": tags, "data": data}])
 
+    def restart_jobs(self, data_by_id: Mapping[int, Mapping[str, Any]], message: str) -> None:
+        """Give jobs in a final state back to the launchers, with new `data` and without what Balsam kept of the run.
+
+        In one request a batch: a driver that dies in between must not leave one without the other. Each row changes the
+        same columns (see `write_data`), so none of the jobs may be RESTART_READY already.
+        """
+        changes = [
+            {
+                "id": job_id,
+                "state": "RESTART_READY",
+                "state_data": {"message": message},
+                "data": data,
+                "serialized_return_value": "",
+                "serialized_exception": "",
+            }
+            for job_id, data in data_by_id.items()
+        ]
+        for batch in _batches(changes, _BULK_ROWS):
+            self._call("PATCH", "jobs/", body=batch)
+
+    def limit_jobs(self, ids: Sequence[int], wall_time_min: int) -> None:
+        """Say how many minutes a launcher must have left to start these jobs."""
+        changes = [{"id": job_id, "wall_time_min": wall_time_min} for job_id in ids]
+        for batch in _batches(changes, _BULK_ROWS):
+            self._call("PATCH", "jobs/", body=batch)
+
     def move_jobs(
         self, tags: Mapping[str, str], from_states: Sequence[str], to_state: str, message: str, ids: Sequence[int] = ()
     ) -> int:
@@ -235,15 +261,25 @@ class Gateway:
         """Ask a site to end an allocation."""
         self._call("PATCH", "batch-jobs/", body=[{"id": batch_job_id, "state": "pending_deletion"}])
 
-    # --- sessions ------------------------------------------------------------------------------------------------
+    # --- launchers -----------------------------------------------------------------------------------------------
 
     def sessions(self) -> list[Row]:
-        """Return the sessions: the holds of launchers (and of the sites' agents, without a BatchJob) on their jobs."""
+        """Return the sessions of the launchers and agents that hold jobs: `id`, `batch_job_id`, `heartbeat`."""
         return list(self._call("GET", "sessions/")["results"])
 
     def end_session(self, session_id: int) -> None:
-        """End a session: what it held goes back to the queue, and a run under way counts as cut."""
-        self._call("DELETE", f"sessions/{session_id}")
+        """Take a session from a launcher that died; what it was running becomes RUN_TIMEOUT. One that is gone is gone.
+
+        Raises
+        ------
+        BalsamError
+            When Balsam refuses.
+        """
+        try:
+            self._call("DELETE", f"sessions/{session_id}")
+        except BalsamError:
+            if any(session["id"] == session_id for session in self.sessions()):
+                raise
 
 
 def parse_time(text: str) -> float:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ import yaml
 from deephyper_balsam import results
 from deephyper_balsam.errors import (
     BalsamError,
+    BrokenApplicationError,
     NotLoggedInError,
     ProblemError,
     SettingsError,
@@ -27,6 +29,7 @@ from deephyper_balsam.errors import (
     UnreachableError,
 )
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator, History
+from deephyper_balsam.faults import DEFAULT_MAX_FAILURES, BrokenApplication
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem import HpProblem
 from deephyper_balsam.trial import Config, Result, TrialState
@@ -81,6 +84,14 @@ class Progress:
     def evaluated(self) -> int:
         """Trials that count against `max_evals`: done and failed."""
         return self.states[TrialState.DONE] + self.states[TrialState.FAILED]
+
+    @property
+    def left(self) -> tuple[int | None, float | None]:
+        """Evaluations and seconds that are left of the budgets; None: no limit."""
+        return (
+            None if self.max_evals is None else max(0, self.max_evals - self.evaluated),
+            None if self.timeout_s is None else max(0.0, self.timeout_s - self.elapsed_s),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,9 @@ class Search:
         The folder in which the search's own folder is made.
     poll_s
         Seconds between two looks at Balsam.
+    max_failures
+        When so many trials, the first of this driver, all fail alike and none has ever had an objective, the search
+        ends; 0: never.
     asked_for
         What `search.yaml` says, when it is more than method, seed and options: the settings of the command line.
     options
@@ -165,6 +179,7 @@ class Search:
         seed: int | None = None,
         log_dir: str | Path = ".",
         poll_s: float = 0.5,
+        max_failures: int = DEFAULT_MAX_FAILURES,
         clock: Callable[[], float] = time.time,
         asked_for: dict[str, Any] | None = None,
         **options: Any,
@@ -179,16 +194,19 @@ class Search:
         self._options = options
         self._poll_s = poll_s
         self._clock = clock
-        self._asked_for = asked_for or {"method": method, "seed": seed, **options}
+        self._asked_for = asked_for or {"method": method, "seed": seed, **options, "max_failures": max_failures}
+        self._application = BrokenApplication(max_failures)
         self._stop = threading.Event()
         self._leave_now = False
         self._budget = _Budget()
         self._drain_until: float | None = None  # someone asked to stop; running trials are waited for so long
+        self._asked_to_stop = False
         self._why = "it was closed"
         self._wishes: dict[bytes, Order] = {}  # configurations that people added, not submitted yet
         self._driven_before_s = 0.0
         self._rate = _Rate()
         self._withdrawn: dict[int, Config] = {}
+        self._first_of_ours = 0
         self._notice: str | None = None
         self._best: dict[str, Any] | None = None
         self._exported_at = -1e9
@@ -230,7 +248,8 @@ class Search:
             seed=settings["seed"],
             log_dir=log_dir,
             poll_s=poll_s,
-            asked_for=settings.get("asked_for"),
+            asked_for=settings["asked_for"],
+            max_failures=settings["asked_for"].get("max_failures", DEFAULT_MAX_FAILURES),
             **settings["options"],
         )
 
@@ -298,6 +317,8 @@ class Search:
             Another driver is at work on the search.
         TakenOverError
             Another driver has taken over this one's search.
+        BrokenApplicationError
+            The first trials all failed alike; what was found is written.
         """
         budget = _Budget(max_evals, timeout)
         if max_evals is None and timeout is None and not self.evaluator.knows(self.name):
@@ -316,9 +337,9 @@ class Search:
                     break
                 arrived = self._patiently(self.evaluator.collect)
                 self._record(arrived, optimizer)
-                if self._drain_until is None:
-                    self._patiently(self.evaluator.ensure_allocation)
                 progress = self._progress()
+                if self._drain_until is None:
+                    self._patiently(partial(self.evaluator.ensure_allocation, *progress.left))
                 if on_progress is not None:
                     on_progress(progress)
                 if self._ended(progress, optimizer):
@@ -375,6 +396,9 @@ class Search:
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
         self._take_up(history.orders, optimizer)
         self._best = results.best(self.evaluator.lines)
+        if self._best is not None:
+            self._application.settle()
+        self._first_of_ours = 1 + max((trial.number for trial in history.trials), default=-1)
         if not (self.folder / "search.yaml").exists():
             asked_for = {**self._asked_for, "seed": seed}  # the one that was drawn, if none was given
             results.write_whole(self.folder / "search.yaml", yaml.safe_dump(asked_for, sort_keys=False))
@@ -406,6 +430,7 @@ class Search:
         withdrawn = self._patiently(self.evaluator.cancel)
         running = self.evaluator.counts[TrialState.RUNNING]
         self._why = f"stopped by {order.by}"
+        self._asked_to_stop = True
         leave = order.wait_s <= 0 or not running
         did = f"withdrew {len(withdrawn)} waiting trials, "
         did += f"leaves {running} running" if leave else f"waits up to {order.wait_s:.0f} s for {running} running"
@@ -477,7 +502,7 @@ class Search:
         except BalsamError as error:
             logger.warning("Waiting trials could not be withdrawn: %s", error)
         try:
-            self.evaluator.close(self._why)
+            self.evaluator.close(self._why, leave_running=self._stop.is_set() or self._asked_to_stop)
         except BalsamError as error:
             logger.warning("The allocations that were asked for could not be ended: %s", error)
         self._export(now=True)
@@ -492,6 +517,21 @@ class Search:
         for result in arrived:
             self._see(result)
         self._export()
+        if any(result.objective is not None for result in arrived):
+            self._application.settle()
+        for result in arrived:
+            ours = result.number is not None and result.number >= self._first_of_ours  # it may have been mended since
+            if ours and self._application.sees(result.objective, result.failure):
+                raise BrokenApplicationError(self._broken_said(result))
+
+    def _broken_said(self, last: Result) -> str:
+        said = f"The first {self._application.limit} trials all failed alike, so the search ended: {last.failure}"
+        if last.traceback:
+            said += f"\n\n{last.traceback.rstrip()}\n"
+        return (
+            f"{said}\nTry it here with `deephyper-balsam problem check`; what each trial left is in job.out of its "
+            f"folder {self.name}/<number> in the site's data. To go on whatever fails: --max-failures 0."
+        )
 
     def _see(self, result: Result) -> None:
         if result.objective is None:

@@ -104,6 +104,11 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option("--queue", help="Queue of the allocation. [default: local]")
 @click.option("--project", help="Project that pays for the allocation. [default: local]")
 @click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]")
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    help="End when the first so many trials all fail alike; 0: never. [default: 5]",
+)
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
 @_TAKEOVER
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, start nothing.")
@@ -249,6 +254,7 @@ def _build(name: str, settings: dict[str, Any]) -> Any:
         seed=settings.get("seed"),
         log_dir=settings.get("log_dir", "."),
         asked_for=_plain(settings),
+        **{key: settings[key] for key in ("max_failures",) if key in settings},
         **{key: settings[key] for key in _METHOD_OPTIONS if key in settings},
     )
 

@@ -8,17 +8,19 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from deephyper_balsam import jobs
-from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam import faults, jobs
+from deephyper_balsam.allocations import AllocationRequest, Allocations, Work
 from deephyper_balsam.apps import register, resolve_run
 from deephyper_balsam.drivers import Life, Wheel, read_lives
 from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, SettingsError
+from deephyper_balsam.evaluators import limits
+from deephyper_balsam.evaluators.health import Health
 from deephyper_balsam.gateway import Gateway, Row, check_name
 from deephyper_balsam.jobs import Resources as Resources  # public here: evaluators.balsam.Resources
 from deephyper_balsam.orders import STOP, Order, answer_order, effective_budget, read_orders
@@ -107,6 +109,8 @@ class BalsamEvaluator:
     ) -> None:
         if eval_timeout is not None and eval_timeout <= 0:
             raise InputError(f"`eval_timeout > 0` (seconds) must hold, but got {eval_timeout}.")
+        if eval_timeout is not None and allocation is not None:
+            limits.check_fits(eval_timeout, allocation.wall_time_min)
         self.spec = dict(run) if isinstance(run, Mapping) else resolve_run(run)
         self.resources = resources or Resources()
         self.eval_timeout_s = eval_timeout
@@ -131,6 +135,8 @@ class BalsamEvaluator:
         self._watch: SiteWatch | None = None
         self._orders_seen: set[int] = set()
         self.allocations: Allocations | None = None
+        self.health: Health | None = None
+        self._limit = limits.StartLimit(self.resources.wall_time_min, eval_timeout)
 
     @property
     def workers(self) -> int:
@@ -283,6 +289,8 @@ class BalsamEvaluator:
     def _read_history(self, record: SearchRecord) -> History:
         rows = self._without_twins(list(self.gateway.jobs(jobs.trial_tags(record.name))))
         jobs.mend(self.gateway, record.name, rows)
+        self.health = Health(self.gateway, record.name, self._explain)
+        self.health.restore(rows)
         for row in rows:
             self._note(row)
         gathered = sorted(
@@ -358,10 +366,8 @@ class BalsamEvaluator:
             there = {jobs.trial_number(row) for row in self.gateway.jobs(jobs.trial_tags(self._search))}
             trials = [trial for trial in trials if trial.number not in there]
         now = self._clock()
-        new = [
-            jobs.trial_job(trial, self._search, self._app_id, self.resources, now, self.eval_timeout_s)
-            for trial in trials
-        ]
+        needs = replace(self.resources, wall_time_min=self._limit.minutes)
+        new = [jobs.trial_job(trial, self._search, self._app_id, needs, now, self.eval_timeout_s) for trial in trials]
         try:
             ids = self.gateway.create_jobs(new)
         except BalsamError:  # of several batches some may be there, whatever befell the next
@@ -379,15 +385,21 @@ class BalsamEvaluator:
         assert self.allocations is not None
         self._fence()
         self.allocations.refresh()
+        self._limit_starts()
         if self._watch is not None:
             self._watch.look(self.gateway.now())
         rows = self._without_twins(self._changed_rows())
         changed = [row for row in rows if self._seen.get(row["id"]) != row["last_update"]]
+        assert self.health is not None
+        self.health.run_again(changed)
+        self.health.look_for_cuts(changed, self._clock(), self.allocations.wall_time_s)
         arrived = [row for row in changed if self._is_news(row)]
         taken: dict[int, Row] = {}
         for row in arrived:
             outcome = self._explain(row)
-            gathered = {"order": self._order + len(taken), "at": self._clock()}
+            gathered: dict[str, Any] = {"order": self._order + len(taken), "at": self._clock()}
+            if self.health.cuts(row["id"]):
+                gathered["cuts"] = self.health.cuts(row["id"])
             row["data"] = {**row["data"], "result": outcome, "gathered": gathered}
             taken[row["id"]] = row
         self.gateway.write_data({job_id: row["data"] for job_id, row in taken.items()})
@@ -396,6 +408,8 @@ class BalsamEvaluator:
         for row in changed:
             self._note(row)
         self._forget_old()
+        for row in taken.values():
+            self.health.take_in(row["data"]["result"])
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in taken.values()]
         for result in results:
             assert result.number is not None
@@ -403,6 +417,12 @@ class BalsamEvaluator:
             if result.started_at and result.ended_at:
                 self._durations_s.append(result.ended_at - result.started_at)
         return results
+
+    def _limit_starts(self) -> None:
+        assert self.allocations is not None
+        assert self._search is not None
+        if self._limit.update(self._durations_s, self.allocations.wall_time_s):
+            limits.apply(self.gateway, self._search, self._limit.minutes)
 
     def _changed_rows(self) -> list[Row]:
         assert self._search is not None
@@ -440,9 +460,8 @@ class BalsamEvaluator:
         outcome = jobs.read_outcome(row)
         if row["state"] == "FAILED" and "start" not in outcome:
             for event in self.gateway.events(job_id=row["id"], to_state="RUN_ERROR"):
-                code, tail = event["data"].get("returncode"), event["data"].get("error", "")
-                outcome["failure"] = f"the run ended with status {code} before it left a result"
-                outcome["traceback"] = str(tail)
+                outcome["failure"] = faults.exit_status_said(event["data"].get("returncode"))
+                outcome["traceback"] = str(event["data"].get("error", ""))
         return outcome
 
     def _note(self, row: Row) -> None:
@@ -494,10 +513,11 @@ class BalsamEvaluator:
             return 0
         if not self.capacity:
             return self.allocations.planned or self.resources.slots(self.resources.num_nodes)
+        closing = self.allocations.closing(self._limit.needed_s)  # a new run would be cut there, and none follows
         if not self._durations_s:
-            return self.capacity
+            return self.capacity - closing
         share = PIPELINE_DELAY_S / max(fmean(self._durations_s), 0.1)
-        return min(self.capacity, math.ceil(self.capacity * share))
+        return min(self.capacity, math.ceil(self.capacity * share)) - closing
 
     @property
     def counts(self) -> dict[TrialState, int]:
@@ -516,15 +536,21 @@ class BalsamEvaluator:
 
     @property
     def notice(self) -> str | None:
-        """What a person should know about the site and the allocations, if there is something."""
-        if self._watch is not None and self._watch.notice:
-            return self._watch.notice
-        return None if self.allocations is None else self.allocations.notice
+        """What a person should know about the site, its nodes and the allocations, if there is something."""
+        said = [part.notice for part in (self._watch, self.allocations, self.health) if part is not None]
+        return "; ".join(notice for notice in said if notice) or None
 
-    def ensure_allocation(self) -> None:
-        """Ask for an allocation if none is alive and the evaluator may ask."""
+    def ensure_allocation(self, evaluations: int | None = None, seconds: float | None = None) -> None:
+        """Ask for an allocation if one is wanted and the evaluator may ask.
+
+        Parameters
+        ----------
+        evaluations, seconds
+            What is left of the search's budgets; None: no limit.
+        """
         if self.allocations is not None:
-            self.allocations.ensure()
+            self.allocations.avoid = [] if self.health is None else self.health.suspects
+            self.allocations.ensure(Work(evaluations, seconds))
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -540,13 +566,24 @@ class BalsamEvaluator:
                 withdrawn.append(jobs.trial_number(row))
         return withdrawn
 
-    def close(self, why: str = "it was closed") -> None:
-        """End the allocations that were asked for here, and leave the wheel; `why` is kept for `search status`."""
+    def close(self, why: str = "it was closed", *, leave_running: bool = False) -> None:
+        """End the allocations that were asked for here, and leave the wheel.
+
+        Parameters
+        ----------
+        why
+            Kept for `search status`.
+        leave_running
+            Allocations in which trials still run go on, so that a later life of the search finds their results.
+        """
         try:
             if self.allocations is not None and self.allocations.owned:
                 assert self._search is not None
-                jobs.settle(self.gateway, self._search, _SETTLE_S)
-                self.allocations.release()
+                if leave_running and self._states[TrialState.RUNNING]:
+                    self.allocations.leave()
+                else:
+                    jobs.settle(self.gateway, self._search, _SETTLE_S)
+                    self.allocations.release()
         finally:
             if self._wheel is not None:
                 self._wheel.leave(why)

@@ -23,6 +23,7 @@ from deephyper_balsam.sites.processes import ProcessId
 
 ID_VARIABLE = "DEEPHYPER_BALSAM_SCHEDULER_ID"
 PYTHON_VARIABLE = "DEEPHYPER_BALSAM_PYTHON"
+WALL_TIME_VARIABLE = "DEEPHYPER_BALSAM_WALL_TIME_MIN"
 STOP_GRACE_S = 14.0
 # The wrapper lives through SIGTERM (by a trap: its child would inherit "ignore") and writes how the script ended.
 _WRAPPER = (

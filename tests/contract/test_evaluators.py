@@ -57,6 +57,12 @@ class BalsamRig(Rig):
         """Return an evaluator as another process would make it."""
         return BalsamEvaluator(run, "lab", client_path=self.client_yml, **options)
 
+    def anew(self) -> BalsamEvaluator:
+        """Return an evaluator that goes on with the search as the next driver does."""
+        made = self.again()
+        made.open("s", dict(SETTINGS))
+        return made
+
     def begin(self) -> list[int]:
         for job_id in self.site.acquire(2 - len(self.running)):
             self.running[int(self.api.jobs[job_id]["tags"]["trial"])] = job_id
@@ -194,21 +200,114 @@ def test_a_node_that_cannot_reach_the_api_delivers_by_the_return_value(rig: Bals
     ]
 
 
-def test_a_run_that_was_killed_is_a_failure_with_its_status_and_last_words(rig: BalsamRig) -> None:
+@pytest.mark.parametrize(
+    ("returncode", "reason"),
+    [
+        (-9, "killed by SIGKILL (out of memory?)"),
+        (139, "killed by SIGSEGV (a crash outside Python)"),
+        (1, "the run ended with status 1 before it left a result"),
+    ],
+)
+def test_a_run_that_left_nothing_runs_once_more_and_is_then_a_failure_with_its_last_words(
+    rig: BalsamRig, returncode: int, reason: str
+) -> None:
     rig.evaluator.submit(trials(0))
     [job_id] = rig.site.acquire(1)
-    rig.site.crash(job_id, -9, "Killed")
+    rig.site.crash(job_id, returncode, "Killed")
+    assert rig.evaluator.collect() == []
+    assert rig.evaluator.counts[TrialState.READY] == 1
+    assert rig.evaluator.line(0)["m:retried_after"] == reason
+    assert rig.site.acquire(1) == [job_id]
+    rig.evaluator.collect()
+    rig.site.crash(job_id, returncode, "Killed again")
     [result] = rig.evaluator.collect()
-    assert (result.failure, result.traceback) == ("the run ended with status -9 before it left a result", "Killed")
+    assert (result.failure, result.traceback) == (reason, "Killed again")
     assert rig.evaluator.line(0)["m:failure"] == result.failure
+    assert rig.evaluator.collect() == []
+
+
+def test_a_second_try_that_succeeds_is_a_result_and_the_first_is_not_forgotten(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    [job_id] = rig.site.acquire(1)
+    rig.site.deliver(job_id, None, "killed by SIGKILL", fault="machine")
+    assert rig.evaluator.collect() == []  # its launcher has not said that it ended
+    assert rig.evaluator.counts[TrialState.RUNNING] == 1
+    rig.site.end_run(job_id)
+    assert rig.evaluator.collect() == []
+    assert rig.site.acquire(1) == [job_id]
+    rig.site.finish(job_id, 0.5)
+    [result] = rig.evaluator.collect()
+    assert result.objective == 0.5
+    assert rig.evaluator.line(0)["m:retried_after"] == "killed by SIGKILL on node-1"
+
+
+def test_a_second_try_is_not_lost_with_the_answer_that_granted_it(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    [job_id] = rig.site.acquire(1)
+    rig.site.crash(job_id)
+    rig.api.lose_next_answer("PATCH", "jobs/")
+    with pytest.raises(UnreachableError):
+        rig.evaluator.collect()
+    assert rig.evaluator.collect() == []
+    assert len(rig.api.jobs[job_id]["data"]["tries"]) == 1
+    assert rig.site.acquire(1) == [job_id]
+
+
+def test_a_configurations_own_failure_is_never_run_again(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    [job_id] = rig.site.acquire(1)
+    rig.site.finish(job_id, None, "timed out after 5 s")
+    assert [result.failure for result in rig.evaluator.collect()] == ["timed out after 5 s"]
+    assert rig.site.acquire(1) == []
 
 
 def test_an_exception_that_balsam_caught_is_the_reason(rig: BalsamRig) -> None:
     rig.evaluator.submit(trials(0))
-    [job_id] = rig.site.acquire(1)
-    rig.site.finish_by_exception(job_id, ImportError("No module named 'deephyper_balsam'"))
-    [result] = rig.evaluator.collect()
-    assert result.failure == "ImportError: No module named 'deephyper_balsam'"
+    for _ in range(2):
+        [job_id] = rig.site.acquire(1)
+        rig.site.finish_by_exception(job_id, ImportError("No module named 'deephyper_balsam'"))
+        results = rig.evaluator.collect()
+    assert [result.failure for result in results] == ["ImportError: No module named 'deephyper_balsam'"]
+
+
+def test_a_node_that_fails_all_it_gets_is_named_and_known_to_the_next_driver(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(*range(4)))
+    *bad, good = rig.site.acquire(4)
+    for job_id in bad:
+        rig.site.finish(job_id, None, "killed by SIGBUS", fault="machine", host="nid7")
+    rig.evaluator.collect()
+    assert "nid7" not in (rig.evaluator.notice or "")  # nothing has worked elsewhere either
+    rig.site.finish(good, 1.0, host="nid8")
+    rig.evaluator.collect()
+    assert "failed all they got: nid7 (3x)" in (rig.evaluator.notice or "")
+    again = rig.anew()
+    assert again.health is not None
+    assert again.health.suspects == ["nid7"]
+
+
+def test_how_often_allocations_cut_a_run_is_written_down_with_its_result(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    for _ in range(2):
+        [job_id] = rig.site.acquire(1)
+        rig.site.time_out(job_id)
+        rig.evaluator.collect()
+    rig.site.acquire(1)
+    rig.site.finish(job_id, 1.0)
+    rig.evaluator.collect()
+    assert rig.api.jobs[job_id]["data"]["gathered"]["cuts"] == 2
+    assert rig.evaluator.line(0)["m:cut_by_allocations"] == 2
+
+
+def test_a_run_that_allocations_cut_three_times_in_a_row_is_named(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(5))
+    for minutes in (31, 40, 50):  # of 60
+        [job_id] = rig.site.acquire(1)
+        rig.api.let_pass(60 * minutes)
+        rig.evaluator.collect()
+        assert rig.evaluator.notice is None
+        rig.site.time_out(job_id)
+        rig.evaluator.collect()
+    assert "cut by 3 allocations in a row: trial 5 (50 min the last time)" in (rig.evaluator.notice or "")
 
 
 def test_a_run_cut_by_the_end_of_its_allocation_waits_and_is_run_again(rig: BalsamRig) -> None:

@@ -333,7 +333,7 @@ def test_starting_points_and_additions_that_were_withdrawn_are_asked_again(
     driving = Driving(make(problem), max_evals=6)
     wait_until(lambda: driving.seen)
     added = give_order(gateway, 1, "s", ADD, time.time(), config={"x": 2.0, "n": 2})
-    driving.search._budget = driving.search._budget.extended(Order(0, EXTEND, 0.0, "u", max_evals=7))
+    wait_until(lambda: driving.search._wishes)
     site.add_allocation(1, "running")  # room for more
     number = answered(gateway, added)["trial"]
     driving.search.stop()

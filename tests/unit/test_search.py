@@ -23,6 +23,7 @@ from deephyper_balsam import search as module
 from deephyper_balsam.allocations import AllocationRequest, Allocations
 from deephyper_balsam.errors import (
     BalsamError,
+    BrokenApplicationError,
     InputError,
     NotLoggedInError,
     ProblemError,
@@ -190,8 +191,43 @@ def test_failing_runs_count_have_their_reason_and_are_not_run_again(
 
 def test_when_every_run_crashes_the_search_ends_all_the_same(make: Make, play: Play, problem: HpProblem) -> None:
     play(lambda config: 1 / 0, crash=True)
-    frame = make(problem).search(max_evals=6)
+    frame = make(problem, max_failures=0).search(max_evals=6)
     assert set(frame["m:failure"]) == {"the run ended with status 1 before it left a result"}
+    assert set(frame["m:retried_after"]) == set(frame["m:failure"])
+
+
+def test_when_the_first_trials_all_fail_alike_the_search_ends_with_the_reason_and_the_results_are_written(
+    make: Make, play: Play, problem: HpProblem, api: BalsamApi
+) -> None:
+    def broken(config: dict[str, Any]) -> float:
+        raise ImportError(f"no module 'torch' for {config['x']}")
+
+    play(broken)
+    search = make(problem, max_failures=4)
+    with pytest.raises(BrokenApplicationError, match=r"The first 4 trials all failed alike.*no module 'torch'"):
+        search.search(max_evals=200)
+    rows = api.trials("s")
+    assert 4 <= sum("gathered" in row["data"] for row in rows.values()) < 20
+    assert (search.folder / "results.csv").is_file()
+    assert {row["state"] for row in rows.values()} <= {"JOB_FINISHED", "FAILED", "RUNNING"}  # none waits
+
+
+def test_failures_of_a_mended_application_do_not_end_its_next_driver(
+    make: Make, play: Play, problem: HpProblem
+) -> None:
+    broken = [True]
+
+    def mended(config: dict[str, Any]) -> float:
+        if broken[0]:
+            raise ImportError("no module 'torch'")
+        return config["x"]
+
+    play(mended)
+    with pytest.raises(BrokenApplicationError):
+        make(problem, max_failures=2).search(max_evals=20)
+    broken[0] = False
+    frame = make(problem, max_failures=2).search(max_evals=20)
+    assert (frame["job_status"] == "DONE").sum() >= 10
 
 
 @pytest.mark.parametrize(("method", "options"), [("ambs", {"num_initial": 4}), ("ga", {"population": 4})])

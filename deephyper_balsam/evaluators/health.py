@@ -1,0 +1,179 @@
+"""What goes wrong with runs and nodes while a search goes on: second tries, cuts by allocations, nodes that fail all.
+
+What it knows comes from the jobs and from Balsam's event log, so that it is the same after the driver began anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from deephyper_balsam import faults, jobs
+from deephyper_balsam.gateway import Gateway, Row, parse_time
+
+logger = logging.getLogger(__name__)
+
+_LOOK_BACK_S = 600.0  # the times in the event log are the launchers'
+_IDS_A_CALL = 200
+
+
+class Health:
+    """Watches the runs of one search.
+
+    Parameters
+    ----------
+    explain
+        Returns how the run of a job ended.
+    """
+
+    def __init__(self, gateway: Gateway, search: str, explain: Callable[[Row], dict[str, Any]]) -> None:
+        self._gateway, self._search, self._explain = gateway, search, explain
+        self.nodes = faults.Nodes()
+        self.retried = 0
+        self._cuts: dict[int, dict[int, float]] = defaultdict(dict)  # job id -> event id -> when it was cut
+        self._numbers: dict[int, int] = {}
+        self._looked_at: float | None = None
+        self._too_long: dict[int, float] = {}  # trial number -> seconds after which it was cut last
+        self._warned: set[str] = set()
+
+    def restore(self, rows: Sequence[Row]) -> None:
+        """Take in what is known from before: the rows of the search's jobs."""
+        for row in rows:
+            self._note_tries(row)
+            if "gathered" in row["data"]:
+                self.take_in(row["data"]["result"])
+        open_ids = [row["id"] for row in rows if not jobs.read_state(row).is_final]
+        self._numbers.update({row["id"]: jobs.trial_number(row) for row in rows})
+        self._read_cuts(read_cuts(self._gateway, open_ids))
+
+    # --- second tries --------------------------------------------------------------------------------------------
+
+    def run_again(self, rows: Sequence[Row]) -> None:
+        """Let run once more what of `rows` ended by the machine's fault; those that wait now are changed here, too."""
+        ended = [row for row in rows if jobs.runs_again(row)]
+        if not ended:
+            return
+        outcomes = {row["id"]: self._explain(row) for row in ended}
+        for row in jobs.run_again(self._gateway, outcomes, ended):
+            earlier = self._note_tries(row)[-1]
+            where = f" on {earlier['host']}" if earlier.get("host") else ""
+            logger.warning("Trial %d: %s%s; it runs once more", jobs.trial_number(row), earlier["failure"], where)
+        self._warn_of_nodes()
+
+    def _note_tries(self, row: Row) -> list[dict[str, Any]]:
+        tries = jobs.earlier_tries(row)
+        for earlier in tries:
+            self.nodes.add(earlier.get("host"), faults.Fault.MACHINE)
+        self.retried += len(tries)
+        return tries
+
+    def take_in(self, outcome: Mapping[str, Any]) -> None:
+        """Take in how a run ended for good."""
+        self.nodes.add(outcome.get("host"), faults.of_outcome(outcome))
+        self._warn_of_nodes()
+
+    def _warn_of_nodes(self) -> None:
+        for host, count in self.nodes.suspects().items():
+            if host not in self._warned:
+                self._warned.add(host)
+                logger.warning("Node %s failed all %d runs that it got, while others work", host, count)
+
+    @property
+    def suspects(self) -> list[str]:
+        """Return the nodes that fail everything they get."""
+        return sorted(self.nodes.suspects())
+
+    # --- cuts by the end of allocations --------------------------------------------------------------------------
+
+    def cuts(self, job_id: int) -> int:
+        """Return how often the end of an allocation has cut the run of a job."""
+        return len(self._cuts[job_id]) if job_id in self._cuts else 0
+
+    def look_for_cuts(self, rows: Iterable[Row], now: float, wall_time_s: float | None) -> None:
+        """Read in Balsam's log which runs were cut, if `rows` of changed jobs hold a sign of it.
+
+        Parameters
+        ----------
+        wall_time_s
+            The time of an allocation, to tell a run that is longer; None: unknown.
+        """
+        rows = list(rows)
+        signs = [row for row in rows if row["state"] in ("RUN_TIMEOUT", "RESTART_READY")]
+        if not signs:
+            return
+        self._numbers.update({row["id"]: jobs.trial_number(row) for row in signs})
+        since = (now if self._looked_at is None else self._looked_at) - _LOOK_BACK_S
+        tags = [f"{key}:{value}" for key, value in jobs.trial_tags(self._search).items()]
+        events = self._gateway.events(tags=tags, to_state="RUN_TIMEOUT", timestamp_after=_iso(since))
+        new = self._read_cuts(events)
+        self._looked_at = now
+        if wall_time_s:
+            for job_id in new:
+                self._judge_length(job_id, wall_time_s)
+
+    def _read_cuts(self, events: Iterable[Row]) -> set[int]:
+        new = set()
+        for event in events:
+            cuts = self._cuts[event["job_id"]]
+            if event["id"] not in cuts:
+                cuts[event["id"]] = parse_time(event["timestamp"])
+                new.add(event["job_id"])
+        return new
+
+    def _judge_length(self, job_id: int, wall_time_s: float) -> None:
+        number = self._numbers.get(job_id)
+        if self.cuts(job_id) < faults.MAX_CUTS_IN_A_ROW or number is None or number in self._too_long:
+            return
+        lasted = cut_after_s(self._gateway.events(job_id=job_id))
+        if faults.is_too_long(lasted, wall_time_s):
+            self._too_long[number] = lasted[-1]
+            logger.warning("%s", too_long_said({number: lasted[-1]}))
+
+    @property
+    def notice(self) -> str | None:
+        """What a person should know, if there is something."""
+        said = []
+        if self._too_long:
+            said.append(too_long_said(self._too_long))
+        suspects = self.nodes.suspects()
+        if suspects:
+            said.append("failed all they got: " + ", ".join(f"{host} ({count}x)" for host, count in suspects.items()))
+        return "; ".join(said) or None
+
+
+def read_cuts(gateway: Gateway, job_ids: Sequence[int]) -> list[Row]:
+    """Return the events of Balsam's log in which runs of these jobs were cut."""
+    events: list[Row] = []
+    for start in range(0, len(job_ids), _IDS_A_CALL):
+        batch = list(job_ids[start : start + _IDS_A_CALL])
+        events.extend(gateway.events(job_id=batch, to_state="RUN_TIMEOUT"))
+    return events
+
+
+def cut_after_s(events: Iterable[Row]) -> list[float]:
+    """Return how long each run of one job had lasted when it was cut, by the job's events, oldest first."""
+    began: float | None = None
+    lasted = []
+    for event in events:
+        if event["to_state"] == "RUNNING":
+            began = parse_time(event["timestamp"])
+        elif event["to_state"] == "RUN_TIMEOUT" and began is not None:
+            lasted.append(parse_time(event["timestamp"]) - began)
+            began = None
+    return lasted
+
+
+def too_long_said(cut: Mapping[int, float]) -> str:
+    """Return the words for trials that are longer than the allocations: number -> seconds until it was cut last."""
+    names = ", ".join(f"trial {number} ({after_s / 60:.0f} min the last time)" for number, after_s in cut.items())
+    return (
+        f"cut by {faults.MAX_CUTS_IN_A_ROW} allocations in a row: {names}; its runs are longer than the allocations "
+        "(ask for a longer --wall-time-min, or give an --eval-timeout)"
+    )
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, tz=timezone.utc).replace(tzinfo=None).isoformat()
