@@ -285,6 +285,10 @@ class Allocations:
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
+    def worked(self) -> None:
+        """Trials ended: whatever dies next, allocations are of some use."""
+        self._deaths = 0
+
     def _notice_deaths(self, ended: Mapping[int, Row]) -> None:
         for job_id in [job_id for job_id in self._ours if job_id in ended]:
             row = ended[job_id]

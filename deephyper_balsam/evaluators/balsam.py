@@ -403,6 +403,8 @@ class BalsamEvaluator:
             row["data"] = {**row["data"], "result": outcome, "gathered": gathered}
             taken[row["id"]] = row
         self.gateway.write_data({job_id: row["data"] for job_id, row in taken.items()})
+        if any(jobs.read_state(row) is TrialState.DONE for row in taken.values()):
+            self.allocations.worked()
         # Nothing above changed us, so that after an error the same call can be made again
         self._order += len(taken)
         for row in changed:

@@ -106,12 +106,18 @@ def _reap() -> None:
     _started_here[:] = [child for child in _started_here if child.poll() is None]
 
 
-def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = signal.SIGTERM) -> None:
+def end(
+    processes: Iterable[psutil.Process],
+    *,
+    grace_s: float,
+    first: int = signal.SIGTERM,
+    spare: Callable[[psutil.Process], bool] = lambda process: False,
+) -> None:
     """End processes and all that descend from them: `first` to each, `grace_s` seconds to obey, then SIGKILL.
 
-    What they start while they end is found and killed, too.
+    What they start while they end is found and killed, too; those for which `spare` holds are left alone.
     """
-    known = {process.pid: process for root in processes for process in tree(root)}
+    known = {process.pid: process for root in processes for process in tree(root) if not _holds(spare, process)}
     for process in known.values():
         send(process, first)
     left = wait_gone(known.values(), grace_s)
@@ -119,9 +125,18 @@ def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = sig
     while left and time.monotonic() < deadline:
         for process in left:
             for member in tree(process):
+                if _holds(spare, member):
+                    continue
                 known[member.pid] = member
                 send(member, signal.SIGKILL)
         left = wait_gone(known.values(), 1)
+
+
+def _holds(condition: Callable[[psutil.Process], bool], process: psutil.Process) -> bool:
+    try:
+        return condition(process)
+    except (psutil.Error, OSError):  # it is gone
+        return False
 
 
 def tail(log: Path, lines: int = 15) -> str:

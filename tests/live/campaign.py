@@ -281,7 +281,7 @@ class Campaign:
             wrong.append("a configuration was counted twice")
         drove = sum("driver" in killed for killed in verdict.killed)
         if len(lives) != drove + 1 or [life.why for life in lives if life.left_at is not None] != ["complete"]:
-            wrong.append(f"the lives are {[(life.why, life.drove_s) for life in lives]}")
+            wrong.append(f"the lives are {[(str(life.why)[:200], life.drove_s) for life in lives]}")
         self._judge_runs(verdict, gateway, by_number, aside, calls)
         self._judge_table(verdict, gateway, record, folder)
 
@@ -367,7 +367,7 @@ def _is_first(process: psutil.Process, among: list[psutil.Process]) -> bool:
 
 
 def _tail(path: Path) -> str:
-    return path.read_text(errors="replace")[-1500:] if path.exists() else "(nothing)"
+    return path.read_text(errors="replace")[-400:] if path.exists() else "(nothing)"
 
 
 @contextmanager
