@@ -29,6 +29,7 @@ FENCE_AFTER_S = 20.0
 """A driver that could give none for so long looks again before it changes anything."""
 
 _LOOK_S = 0.3
+_OUTAGES_KEPT = 20
 _OVERLAP_S = 120.0  # a look goes back so far: a commit may land late, and there are few notes
 
 
@@ -54,6 +55,8 @@ class Life:
         The notes of the drivers that it found to be gone, or was told are.
     max_evals, timeout_s
         The budget that it was started with; None: not given.
+    outages
+        The last times when Balsam did not answer it: ``from``, ``to`` (its own clock) and ``why``.
     seen_at
         Its last sign of life, by the server's clock.
     """
@@ -70,6 +73,7 @@ class Life:
     takes_over: tuple[int, ...] = ()
     max_evals: int | None = None
     timeout_s: float | None = None
+    outages: tuple[dict[str, Any], ...] = ()
     seen_at: float = 0.0
 
     @classmethod
@@ -77,7 +81,7 @@ class Life:
         """Read a note."""
         known = {entry.name for entry in fields(cls)}
         data = {key: value for key, value in row["data"].items() if key in known}
-        data["takes_over"] = tuple(data.get("takes_over") or ())
+        data.update({key: tuple(data.get(key) or ()) for key in ("takes_over", "outages")})
         return cls(**{**data, "id": row["id"], "seen_at": parse_time(row["last_update"])})
 
     def to_data(self) -> dict[str, Any]:
@@ -290,6 +294,11 @@ class Wheel:
     def _sign(self, life: Life, now: float) -> None:
         self.gateway.write_data({life.id: life.to_data()})
         self.life, self._signed_at = life, now
+
+    def note_outage(self, began_at: float, why: str) -> None:
+        """Remember that Balsam did not answer from `began_at` until now; the next sign of life says so."""
+        outage = {"from": began_at, "to": self.clock(), "why": why[:300]}
+        self.life = replace(self.life, outages=(*self.life.outages, outage)[-_OUTAGES_KEPT:])
 
     def leave(self, why: str) -> None:
         """Say that this driver drives no more, and why."""

@@ -563,12 +563,14 @@ class Search:
     def _patiently(self, call: Callable[[], T]) -> T:
         """Call until Balsam answers, with pauses that grow to 30 s; nothing is lost meanwhile."""
         pause_s = 1.0
+        outage: tuple[float, str] | None = None
         while True:
             try:
                 answer = call()
             except (UnreachableError, NotLoggedInError) as error:
                 if self._stop.is_set():
                     raise
+                outage = outage or (self._clock(), str(error))
                 self._notice = f"{error} Trying again in {pause_s:.0f} s."
                 logger.warning("%s", self._notice)
                 self._stop.wait(pause_s)
@@ -576,6 +578,9 @@ class Search:
                 self._log_in_again()
             else:
                 self._notice = None
+                if outage is not None:
+                    self.evaluator.note_outage(*outage)
+                    logger.info("Balsam answers again, after %.0f s", self._clock() - outage[0])
                 return answer
 
     def _log_in_again(self) -> None:

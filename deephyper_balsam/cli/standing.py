@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from deephyper_balsam.gateway import Gateway
     from deephyper_balsam.record import SearchRecord
 
+_IDS_A_CALL = 200
+
 
 def by_state(states: dict[str, int]) -> str:
     """Return counts as a person reads them."""
@@ -19,7 +22,7 @@ def by_state(states: dict[str, int]) -> str:
 
 
 def standing(gateway: Gateway, record: SearchRecord) -> dict[str, Any]:
-    """Return the driver (or None), earlier and present lives, the budget, and the orders, as JSON values."""
+    """Return the driver (or None), its earlier lives, what cut runs, the budget, and the orders, as JSON values."""
     from deephyper_balsam.drivers import at_the_wheel, read_lives
     from deephyper_balsam.orders import effective_budget, read_orders
 
@@ -38,6 +41,7 @@ def standing(gateway: Gateway, record: SearchRecord) -> dict[str, Any]:
             "silent_s": round(max(0.0, gateway.now() - driver.seen_at), 1),
         },
         "lives": [_life(life, life == driver) for life in drove],
+        "cut": _cuts(gateway, record.name),
         "driven_s": round(sum(life.drove_s for life in drove), 1),
         "max_evals": max_evals,
         "timeout_s": timeout_s,
@@ -51,13 +55,33 @@ def standing(gateway: Gateway, record: SearchRecord) -> dict[str, Any]:
 
 def _life(life: Life, drives: bool) -> dict[str, Any]:
     ended = None if drives else life.why or "lost: it gave no sign of life any more"
-    return {
-        "host": life.host,
-        "pid": life.pid,
-        "from": life.driving_since,
-        "to": life.left_at or life.at,
-        "ended": ended,
+    times = {"from": life.driving_since, "to": life.left_at or life.at}
+    return {"host": life.host, "pid": life.pid, **times, "ended": ended, "outages": list(life.outages)}
+
+
+def _cuts(gateway: Gateway, name: str) -> list[dict[str, Any]]:
+    """Return the runs that were cut and began again: by the end of an allocation, or the death of its launcher."""
+    from deephyper_balsam.gateway import parse_time
+    from deephyper_balsam.jobs import trial_number, trial_tags
+
+    events = list(gateway.events(tags=[f"search:{name}"], to_state="RUN_TIMEOUT"))
+    if not events:
+        return []
+    ids = sorted({event["job_id"] for event in events})
+    numbers = {
+        row["id"]: trial_number(row)
+        for start in range(0, len(ids), _IDS_A_CALL)
+        for row in gateway.jobs(trial_tags(name), ids=ids[start : start + _IDS_A_CALL])
     }
+    return [
+        {
+            "trial": numbers[event["job_id"]],
+            "at": parse_time(event["timestamp"]),
+            "why": event["data"].get("message") or "the end of its allocation",
+        }
+        for event in events
+        if event["job_id"] in numbers
+    ]
 
 
 def echo_standing(name: str, found: dict[str, Any], evaluated: int) -> None:
@@ -83,6 +107,15 @@ def echo_standing(name: str, found: dict[str, Any], evaluated: int) -> None:
                 f"  driven {_clock(life['from'])} to {_clock(life['to'])} by process {life['pid']} on {life['host']}: "
                 f"{life['ended']}"
             )
+    for life in lives:
+        for outage in life["outages"]:
+            click.echo(
+                f"  Balsam did not answer from {_clock(outage['from'])} for "
+                f"{duration(outage['to'] - outage['from'])}: {outage['why']}"
+            )
+    for why, count in Counter(cut["why"] for cut in found["cut"]).most_common(5):
+        trials = ", ".join(str(cut["trial"]) for cut in found["cut"] if cut["why"] == why)
+        click.echo(f"  {count} runs were cut and began again (trials {trials[:60]}): {why}")
     for order in found["orders"]:
         if order["handled"] is None:
             click.echo(f"  asked by {order['by']} at {_clock(order['at'])}, not done yet: {order['said']}")

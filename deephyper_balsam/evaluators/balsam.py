@@ -350,6 +350,11 @@ class BalsamEvaluator:
         """Write down what became of an order."""
         answer_order(self.gateway, order, self._clock(), did, **details)
 
+    def note_outage(self, began_at: float, why: str) -> None:
+        """Keep, for `search status`, that Balsam did not answer from `began_at` until now."""
+        if self._wheel is not None:
+            self._wheel.note_outage(began_at, why)
+
     def _fence(self) -> None:
         assert self._wheel is not None, "open() comes first"
         self._wheel.fence()

@@ -280,7 +280,8 @@ class Campaign:
         if max(points.values(), default=0) > 1:
             wrong.append("a configuration was counted twice")
         drove = sum("driver" in killed for killed in verdict.killed)
-        if len(lives) != drove + 1 or [life.why for life in lives if life.left_at is not None] != ["complete"]:
+        # A driver that was killed before it had claimed the search never drove
+        if not 1 <= len(lives) <= drove + 1 or [life.why for life in lives if life.left_at is not None] != ["complete"]:
             wrong.append(f"the lives are {[(str(life.why)[:200], life.drove_s) for life in lives]}")
         self._judge_runs(verdict, gateway, by_number, aside, calls)
         self._judge_table(verdict, gateway, record, folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import socket
 import sys
 import threading
 import time
@@ -509,3 +511,68 @@ def test_a_lost_answer_is_looked_after_once_more_when_it_cannot_land_any_more(
     twin["last_update"] = twin["last_update"].replace(year=2020)  # stamped long before it was committed
     driving.end()
     assert api.jobs[twin["id"]]["tags"] == {"set_aside": "s", "trial": "0"}
+
+
+# --- trouble ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_times_when_balsam_did_not_answer_are_kept(
+    make: Make, play: Play, problem: HpProblem, api: BalsamApi, gateway: Gateway
+) -> None:
+    play(score, step_s=0.05)
+    driving = Driving(make(problem), max_evals=20)
+    wait_until(lambda: driving.seen and driving.seen[-1].evaluated >= 2)
+    api.away = True
+    wait_until(lambda: "does not answer" in (driving.search._notice or ""))
+    api.away = False
+    assert len(driving.end()) == 20
+    [life] = drivers.read_lives(gateway, "s")["s"]
+    [outage] = life.outages
+    assert outage["to"] > outage["from"]
+    assert "does not answer" in outage["why"]
+
+
+def test_a_server_that_came_back_at_another_address_is_found(
+    make: Make, play: Play, problem: HpProblem, api: BalsamApi, client_yml: Path, site: VirtualSite
+) -> None:
+    play(score, step_s=0.05)
+    driving = Driving(make(problem), max_evals=20)
+    wait_until(lambda: driving.seen and driving.seen[-1].evaluated >= 2)
+    api.away = True
+    with socket.socket() as moved:
+        moved.bind(("127.0.0.1", 0))
+        moved.listen(8)
+        stop = threading.Event()
+        relay = threading.Thread(target=_relay, args=(moved, api.url, stop), daemon=True)
+        wait_until(lambda: "does not answer" in (driving.search._notice or ""))
+        settings = client_yml.read_text().replace(api.url, f"http://127.0.0.1:{moved.getsockname()[1]}")
+        client_yml.write_text(settings)
+        relay.start()
+        address = str(moved.getsockname()[1])
+        wait_until(lambda: driving.search.evaluator.gateway._client.api_root.endswith(address))
+        api.away = False
+        assert len(driving.end()) == 20
+        stop.set()
+        relay.join()
+
+
+def _relay(listener: socket.socket, url: str, stop: threading.Event) -> None:
+    """Pass connections on to the server at `url`."""
+    port = int(url.rpartition(":")[2])
+    listener.settimeout(0.1)
+    while not stop.is_set():
+        try:
+            near, _ = listener.accept()
+        except TimeoutError:
+            continue
+        far = socket.create_connection(("127.0.0.1", port))
+        for one, other in ((near, far), (far, near)):
+            threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
