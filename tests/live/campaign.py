@@ -161,7 +161,7 @@ class Campaign:
             return subprocess.Popen([*CLI, *arguments], env=self.env, cwd=cwd, stdout=out, stderr=subprocess.STDOUT)
 
     def kill(self, victim: str, driver: subprocess.Popen[bytes]) -> bool:
-        """Kill one process of the stack or the driver; whether there was one."""
+        """Kill a process of the stack or the driver, an agent with all its services; whether there was one."""
         if victim == "driver":
             driver.kill()
             driver.wait()
@@ -172,7 +172,9 @@ class Campaign:
         else:
             pids = [one.pid for one in self.stack.status().processes if one.name == victim and one.pid is not None]
         for pid in pids[:1]:
-            os.kill(pid, signal.SIGKILL)
+            services = psutil.Process(pid).children() if victim == "agent" else []
+            for one in [pid, *(service.pid for service in services)]:
+                os.kill(one, signal.SIGKILL)
         return bool(pids)
 
     # --- one search ----------------------------------------------------------------------------------------------
