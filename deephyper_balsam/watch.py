@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0
 _SILENT_S = 30.0  # of an agent that is known to refresh its site every few seconds
-_UNKNOWN_SILENT_S = 300.0  # of one whose habits are not known yet: some refresh once a minute
+_UNKNOWN_SILENT_S = 150.0  # of one whose habits are not known yet: some refresh once a minute
 
 
 class SiteWatch:

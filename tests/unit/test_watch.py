@@ -60,7 +60,7 @@ def test_an_agent_that_was_dead_before_is_named_when_that_is_sure(
     watch: SiteWatch, site: VirtualSite, api: BalsamApi
 ) -> None:
     api.silent_sites.add(site.id)
-    assert look(watch, api, 290) is None
+    assert look(watch, api, 140) is None
     assert look(watch, api, 20) is not None
 
 
