@@ -202,12 +202,12 @@ class Allocations:
         """What a person should know, if there is something: no allocation, or one that still waits."""
         names = ", ".join(site["name"] for site in self._sites.values())
         if not self._alive:
-            what = (
-                "the next one is asked for"
-                if self._request is not None
-                else "nothing starts until there is one (give --nodes, or `balsam queue submit`)"
+            if self._request is not None:
+                return f"no allocation is alive at {names}: the next one is asked for"
+            return (
+                f"no allocation is alive at {names}: nothing starts until there is one "
+                "(give --nodes, or `balsam queue submit`)"
             )
-            return f"no allocation is alive at {names}: {what}"
         if not self.capacity:
             return (
                 f"waiting for an allocation at {names} (BatchJob {self._alive[0]['id']} is {self._alive[0]['state']})"

@@ -94,9 +94,12 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option(
     "--nodes",
     type=_COUNT,
-    help="Ask for an allocation of so many nodes, again whenever none is alive. [default: use those there are]",
+    help="Ask for allocations of so many nodes, one after the other. [default: use those there are]",
 )
 @click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: 60]")
+@click.option(
+    "--max-allocations", type=_COUNT, help="So many allocations at the same time, while there is work. [default: 1]"
+)
 @click.option("--queue", help="Queue of the allocation. [default: local]")
 @click.option("--project", help="Project that pays for the allocation. [default: local]")
 @click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]")
@@ -252,10 +255,12 @@ def status(name: str, as_json: bool) -> None:
     Example:
       deephyper-balsam search status digits-1
     """
+    from deephyper_balsam.evaluators.health import read_health
     from deephyper_balsam.record import read_driver
     from deephyper_balsam.results import best
 
     gateway, record, lines = _read(name)
+    health = read_health(gateway, name)
     driver = read_driver(gateway, name)
     now = time.time()
     alive = driver is not None and driver.is_alive(now)
@@ -273,6 +278,7 @@ def status(name: str, as_json: bool) -> None:
                 "settings": record.settings,
                 "states": states,
                 "failures": failures,
+                **health,
                 "best": best_line,
                 "driver": None if driver is None or not alive else {"host": driver.host, "pid": driver.pid},
             }
@@ -290,6 +296,8 @@ def status(name: str, as_json: bool) -> None:
     click.echo("Trials: " + (_by_state(states) or "none yet"))
     for reason, count in sorted(failures.items(), key=lambda entry: -entry[1])[:10]:
         click.echo(f"  failed {count}x: {reason}")
+    for words in _health_said(health):
+        click.echo(words)
     echo_best(best_line)
 
 
@@ -375,6 +383,22 @@ def stop(name: str) -> None:
             return
         time.sleep(0.5)
     click.echo("Stopped.")
+
+
+def _health_said(health: dict[str, Any]) -> list[str]:
+    from deephyper_balsam.evaluators.health import too_long_said
+
+    said = [f"  run once more {count}x after: {reason}" for reason, count in health["retried_after"].items()]
+    if health["cut"]:
+        most = sorted(health["cut"].items(), key=lambda entry: -entry[1])[:10]
+        said.append(
+            "Cut by the end of an allocation, and still to be run: "
+            + ", ".join(f"trial {number} ({count}x)" for number, count in most)
+        )
+    if health["too_long"]:
+        said.append(f"Too long: {too_long_said(health['too_long'])}")
+    said += [f"Node {host} failed all {count} runs that it got" for host, count in health["failing_nodes"].items()]
+    return said
 
 
 def _by_state(states: dict[str, int]) -> str:

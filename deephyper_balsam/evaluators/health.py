@@ -6,7 +6,7 @@ What it knows comes from the jobs and from Balsam's event log, so that it is the
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -142,6 +142,48 @@ class Health:
         if suspects:
             said.append("failed all they got: " + ", ".join(f"{host} ({count}x)" for host, count in suspects.items()))
         return "; ".join(said) or None
+
+
+def read_health(gateway: Gateway, search: str) -> dict[str, Any]:
+    """Return what went wrong with the runs and nodes of a search, as Balsam knows it.
+
+    Returns
+    -------
+    dict
+        ``retried`` (how many runs began once more after the machine's fault), ``retried_after`` (reason -> how many),
+        ``failing_nodes`` (node -> runs that it failed, all it got), ``cut`` (trial that has not ended -> how often an
+        allocation cut it), ``too_long`` (trial -> seconds after which it was cut last).
+    """
+    rows = list(gateway.jobs(jobs.trial_tags(search)))
+    nodes, after = faults.Nodes(), Counter[str]()
+    for row in rows:
+        for earlier in jobs.earlier_tries(row):
+            nodes.add(earlier.get("host"), faults.Fault.MACHINE)
+            after[str(earlier.get("failure"))] += 1
+        if "result" in row["data"] and not jobs.runs_again(row):
+            nodes.add(row["data"]["result"].get("host"), faults.of_outcome(row["data"]["result"]))
+    numbers = {row["id"]: jobs.trial_number(row) for row in rows if not jobs.read_state(row).is_final}
+    cuts = Counter(event["job_id"] for event in read_cuts(gateway, list(numbers)))
+    often = [job_id for job_id, count in cuts.items() if count >= faults.MAX_CUTS_IN_A_ROW]
+    return {
+        "retried": sum(after.values()),
+        "retried_after": dict(after),
+        "failing_nodes": nodes.suspects(),
+        "cut": {numbers[job_id]: count for job_id, count in sorted(cuts.items())},
+        "too_long": _too_long(gateway, {job_id: numbers[job_id] for job_id in often}),
+    }
+
+
+def _too_long(gateway: Gateway, numbers: Mapping[int, int]) -> dict[int, float]:
+    if not numbers:
+        return {}
+    wall_time_min = {row["id"]: row["wall_time_min"] for row in gateway.batch_jobs([s["id"] for s in gateway.sites()])}
+    found = {}
+    for row in gateway.jobs({}, ids=list(numbers)):
+        lasted = cut_after_s(gateway.events(job_id=row["id"]))
+        if row["batch_job_id"] in wall_time_min and faults.is_too_long(lasted, 60 * wall_time_min[row["batch_job_id"]]):
+            found[numbers[row["id"]]] = lasted[-1]
+    return found
 
 
 def read_cuts(gateway: Gateway, job_ids: Sequence[int]) -> list[Row]:

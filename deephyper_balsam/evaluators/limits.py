@@ -55,7 +55,8 @@ def check_fits(eval_timeout_s: float, allocation_min: int) -> None:
     if needed > allocation_min - 1:
         raise InputError(
             f"An evaluation may take {eval_timeout_s:g} s, and an allocation has {allocation_min} min: no launcher "
-            f"would ever start one. Ask for --wall-time-min {needed + MARGIN_MIN} or more, or give a shorter --eval-timeout."
+            f"would ever start one. Ask for --wall-time-min {needed + MARGIN_MIN} or more, or give a shorter "
+            "--eval-timeout."
         )
 
 

@@ -1,4 +1,4 @@
-"""The end of a launcher's time, kept exactly: Balsam's modes start what they will cut.
+"""The end of a launcher's time, kept exactly.
 
 A launcher takes only jobs whose `wall_time_min` fits into what is left before it ends itself, rounded down. Balsam's own
 MPI mode reckons with the end of the allocation, two minutes after its own; in the last half minute both modes reckon
