@@ -6,7 +6,7 @@ What it knows comes from the jobs and from Balsam's event log, so that it is the
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 _LOOK_BACK_S = 600.0  # the times in the event log are the launchers'
 _IDS_A_CALL = 200
+# Balsam's own launcher gives its session back before it says which runs it cut: the log then has each twice, the second
+# time from another state
+_CUT = {"from_state": "RUNNING", "to_state": "RUN_TIMEOUT"}
 
 
 class Health:
@@ -33,7 +36,7 @@ class Health:
         self._gateway, self._search, self._explain = gateway, search, explain
         self.nodes = faults.Nodes()
         self.retried = 0
-        self._cuts: dict[int, dict[int, float]] = defaultdict(dict)  # job id -> event id -> when it was cut
+        self._cuts: dict[int, set[int]] = {}  # job id -> the events of Balsam's log in which it was cut
         self._numbers: dict[int, int] = {}
         self._looked_at: float | None = None
         self._too_long: dict[int, float] = {}  # trial number -> seconds after which it was cut last
@@ -90,7 +93,7 @@ class Health:
 
     def cuts(self, job_id: int) -> int:
         """Return how often the end of an allocation has cut the run of a job."""
-        return len(self._cuts[job_id]) if job_id in self._cuts else 0
+        return len(self._cuts.get(job_id, ()))
 
     def look_for_cuts(self, rows: Iterable[Row], now: float, wall_time_s: float | None) -> None:
         """Read in Balsam's log which runs were cut, if `rows` of changed jobs hold a sign of it.
@@ -107,7 +110,7 @@ class Health:
         self._numbers.update({row["id"]: jobs.trial_number(row) for row in signs})
         since = (now if self._looked_at is None else self._looked_at) - _LOOK_BACK_S
         tags = [f"{key}:{value}" for key, value in jobs.trial_tags(self._search).items()]
-        events = self._gateway.events(tags=tags, to_state="RUN_TIMEOUT", timestamp_after=_iso(since))
+        events = self._gateway.events(tags=tags, timestamp_after=_iso(since), **_CUT)
         new = self._read_cuts(events)
         self._looked_at = now
         if wall_time_s:
@@ -117,9 +120,9 @@ class Health:
     def _read_cuts(self, events: Iterable[Row]) -> set[int]:
         new = set()
         for event in events:
-            cuts = self._cuts[event["job_id"]]
-            if event["id"] not in cuts:
-                cuts[event["id"]] = parse_time(event["timestamp"])
+            known = self._cuts.setdefault(event["job_id"], set())
+            if event["id"] not in known:
+                known.add(event["id"])
                 new.add(event["job_id"])
         return new
 
@@ -191,7 +194,7 @@ def read_cuts(gateway: Gateway, job_ids: Sequence[int]) -> list[Row]:
     events: list[Row] = []
     for start in range(0, len(job_ids), _IDS_A_CALL):
         batch = list(job_ids[start : start + _IDS_A_CALL])
-        events.extend(gateway.events(job_id=batch, to_state="RUN_TIMEOUT"))
+        events.extend(gateway.events(job_id=batch, **_CUT))
     return events
 
 

@@ -133,10 +133,11 @@ def run(job):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     if way == "memory":
-        resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+        now = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + 2**27, now + 2**27))
         held = []
         while True:
-            held.append(bytearray(2**24))
+            held.append(bytearray(2**10))
     if way == "writes_job_out":
         pathlib.Path("job.out").write_text("BALSAM-RETURN-VALUE mine\\n")
         pathlib.Path("results.csv").write_text("nonsense")

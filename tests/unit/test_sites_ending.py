@@ -14,6 +14,7 @@ from deephyper_balsam.sites.ending import (
     precise_master,
     precise_mpi_source,
     precise_serial_source,
+    precise_updater,
     precise_worker,
 )
 
@@ -79,6 +80,24 @@ def test_both_modes_ask_for_what_may_start() -> None:
         "max_num_jobs": 7,
         "max_wall_time_min": 4,
     }
+
+
+def test_the_session_is_given_back_after_the_last_word_of_the_launcher() -> None:
+    happened = []
+
+    class Sessioned(Source):
+        def terminate(self) -> None:
+            happened.append("session given back")
+
+    class Updater:
+        def join(self) -> None:
+            happened.append("last word")
+
+    ending = Ending(5, Clock())
+    source, updater = precise_mpi_source(Sessioned, ending)(), precise_updater(Updater, ending)()
+    source.terminate()
+    updater.join()
+    assert happened == ["last word", "session given back"]
 
 
 def test_a_serial_worker_does_not_start_what_was_fetched_early_and_no_longer_fits() -> None:
