@@ -53,8 +53,7 @@ class Allocation:
 def per_allocation(gateway: Gateway, search: str) -> list[Allocation]:
     """Return what became of the runs in each allocation of a search.
 
-    A run belongs to the allocation during which Balsam saw it begin; it is cut when Balsam says so and it left no
-    result of that time.
+    A run belongs to the allocation during which Balsam saw it begin.
     """
     site_ids = [site["id"] for site in gateway.sites()]
     rows = [row for row in gateway.batch_jobs(site_ids) if row["filter_tags"] == {"search": search}]
@@ -64,17 +63,16 @@ def per_allocation(gateway: Gateway, search: str) -> list[Allocation]:
         if row["start_time"] and row["end_time"]
     ]
     trials = {row["id"]: row for row in gateway.jobs({"search": search})}
+    of_trial: dict[int, Allocation] = {}
     for event in gateway.events(tags=[f"search:{search}"]):
         at, trial = parse_time(event["timestamp"]), int(trials[event["job_id"]]["tags"]["trial"])
-        for allocation in allocations:
-            if allocation.began - 1 <= at <= allocation.ended + 3:
-                if event["to_state"] == "RUNNING":
-                    allocation.started.append(trial)
-                elif event["to_state"] == "RUN_TIMEOUT":
-                    allocation.cut.append(trial)
-                elif event["to_state"] == "RUN_DONE":
-                    allocation.finished.append(trial)
-                break
+        if event["to_state"] == "RUNNING":
+            of_trial[trial] = max((one for one in allocations if one.began <= at + 1), key=lambda one: one.began)
+            of_trial[trial].started.append(trial)
+        elif event["from_state"] == "RUNNING" and event["to_state"] == "RUN_TIMEOUT":
+            of_trial[trial].cut.append(trial)
+        elif event["to_state"] == "RUN_DONE":
+            of_trial[trial].finished.append(trial)
     return allocations
 
 

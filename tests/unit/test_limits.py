@@ -33,7 +33,8 @@ def test_a_time_limit_that_no_allocation_can_hold_is_refused_with_the_time_it_ne
 
 
 def test_what_is_usual_is_what_all_but_one_in_twenty_take() -> None:
-    assert longest_usual_s([1.0] * 4) is None
+    assert longest_usual_s([]) is None
+    assert longest_usual_s([7.0]) == 7.0
     assert longest_usual_s([5.0, 1.0, 2.0, 3.0, 4.0]) == 5.0
     assert longest_usual_s([*range(1, 100), 1e6]) == 95
 
@@ -48,9 +49,11 @@ def test_a_time_limit_decides_from_the_beginning() -> None:
 
 def test_without_one_it_is_learnt_from_the_runs() -> None:
     limit = StartLimit(0, None)
-    assert not limit.update([80.0] * 4, 180)
+    assert not limit.update([], 180)
     assert limit.needed_s == 0
-    assert limit.update([80.0] * 5, 180)
+    assert limit.update([30.0], 180)
+    assert limit.minutes == 1
+    assert limit.update([30.0, 80.0], 180)
     assert limit.minutes == 2
     assert limit.update([20.0] * 100, 180)
     assert limit.minutes == 1
