@@ -19,7 +19,7 @@ _ALIVE = ("pending_submission", "queued", "running")
 _ENDED = ("finished", "submit_failed")
 _MAX_EARLY_DEATHS = 3
 _EARLY_S = 60.0
-_QUOTED_LINES = 15
+_QUOTED_LINES, _QUOTED_CHARS = 15, 300  # Balsam logs whole pickled applications
 _SAY_AGAIN_S = 300.0
 _AHEAD_SHARE = 0.1  # of the wall time, the next one is asked for ahead, before the queue's own time is known
 _AHEAD_S = 120.0
@@ -202,12 +202,12 @@ class Allocations:
         """What a person should know, if there is something: no allocation, or one that still waits."""
         names = ", ".join(site["name"] for site in self._sites.values())
         if not self._alive:
-            what = (
-                "the next one is asked for"
-                if self._request is not None
-                else "nothing starts until there is one (give --nodes, or `balsam queue submit`)"
+            if self._request is not None:
+                return f"no allocation is alive at {names}: the next one is asked for"
+            return (
+                f"no allocation is alive at {names}: nothing starts until there is one "
+                "(give --nodes, or `balsam queue submit`)"
             )
-            return f"no allocation is alive at {names}: {what}"
         if not self.capacity:
             return (
                 f"waiting for an allocation at {names} (BatchJob {self._alive[0]['id']} is {self._alive[0]['state']})"
@@ -389,4 +389,5 @@ def _launchers_logs(folder: Path, since: float) -> list[Path]:
 
 def _quote(log: Path) -> str:
     tail = log.read_text(errors="replace").strip().splitlines()[-_QUOTED_LINES:]
+    tail = [line if len(line) <= _QUOTED_CHARS else line[: _QUOTED_CHARS - 1] + "…" for line in tail]
     return f"{log}; its last lines:\n" + "\n".join(tail) if tail else f"{log} (empty)"

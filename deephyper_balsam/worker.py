@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def evaluate(run: RunFunction, job: RunningJob, clock: Callable[[], float] = tim
     except ProcessKilled as error:
         outcome.update(_machines_fault(error.signal_number))
     except BaseException as error:
+        if isinstance(error, MemoryError):  # let go of what fills it, to have room for the words
+            traceback.clear_frames(error.__traceback__)
         outcome.update(failure=reason(error), traceback=own_traceback(error))
     return {**outcome, "start": started_at, "end": clock(), "host": socket.gethostname()}
 

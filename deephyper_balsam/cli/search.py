@@ -98,9 +98,12 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option(
     "--nodes",
     type=_COUNT,
-    help="Ask for an allocation of so many nodes, again whenever none is alive. [default: use those there are]",
+    help="Ask for allocations of so many nodes, one after the other. [default: use those there are]",
 )
 @click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: 60]")
+@click.option(
+    "--max-allocations", type=_COUNT, help="So many allocations at the same time, while there is work. [default: 1]"
+)
 @click.option("--queue", help="Queue of the allocation. [default: local]")
 @click.option("--project", help="Project that pays for the allocation. [default: local]")
 @click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]")
@@ -308,9 +311,11 @@ def status(name: str, as_json: bool) -> None:
     Example:
       deephyper-balsam search status digits-1
     """
+    from deephyper_balsam.evaluators.health import read_health
     from deephyper_balsam.results import best
 
     gateway, record, lines = _read(name)
+    health = read_health(gateway, name)
     states: dict[str, int] = {}
     failures: dict[str, int] = {}
     for line in lines:
@@ -320,7 +325,7 @@ def status(name: str, as_json: bool) -> None:
     best_line = best(lines)
     found = standing(gateway, record)
     if as_json:
-        trials = {"settings": record.settings, "states": states, "failures": failures, "best": best_line}
+        trials = {"settings": record.settings, "states": states, "failures": failures, **health, "best": best_line}
         echo_json({"name": name, **trials, **found})
         return
     click.echo(
@@ -332,6 +337,8 @@ def status(name: str, as_json: bool) -> None:
     click.echo("Trials: " + (by_state(states) or "none yet"))
     for reason, count in sorted(failures.items(), key=lambda entry: -entry[1])[:10]:
         click.echo(f"  failed {count}x: {reason}")
+    for words in _health_said(health):
+        click.echo(words)
     echo_best(best_line)
 
 
@@ -390,6 +397,22 @@ def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None
 
 for _command in (stop, extend, add):
     search.add_command(_command)
+
+
+def _health_said(health: dict[str, Any]) -> list[str]:
+    from deephyper_balsam.evaluators.health import too_long_said
+
+    said = [f"  run once more {count}x after: {reason}" for reason, count in health["retried_after"].items()]
+    if health["cut"]:
+        most = sorted(health["cut"].items(), key=lambda entry: -entry[1])[:10]
+        said.append(
+            "Cut by the end of an allocation, and still to be run: "
+            + ", ".join(f"trial {number} ({count}x)" for number, count in most)
+        )
+    if health["too_long"]:
+        said.append(f"Too long: {too_long_said(health['too_long'])}")
+    said += [f"Node {host} failed all {count} runs that it got" for host, count in health["failing_nodes"].items()]
+    return said
 
 
 def _read(name: str) -> tuple[Any, Any, list[dict[str, Any]]]:

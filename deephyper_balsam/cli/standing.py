@@ -41,7 +41,7 @@ def standing(gateway: Gateway, record: SearchRecord) -> dict[str, Any]:
             "silent_s": round(max(0.0, gateway.now() - driver.seen_at), 1),
         },
         "lives": [_life(life, life == driver) for life in drove],
-        "cut": _cuts(gateway, record.name),
+        "interruptions": _interruptions(gateway, record.name),
         "driven_s": round(sum(life.drove_s for life in drove), 1),
         "max_evals": max_evals,
         "timeout_s": timeout_s,
@@ -59,7 +59,7 @@ def _life(life: Life, drives: bool) -> dict[str, Any]:
     return {"host": life.host, "pid": life.pid, **times, "ended": ended, "outages": list(life.outages)}
 
 
-def _cuts(gateway: Gateway, name: str) -> list[dict[str, Any]]:
+def _interruptions(gateway: Gateway, name: str) -> list[dict[str, Any]]:
     """Return the runs that were cut and began again: by the end of an allocation, or the death of its launcher."""
     from deephyper_balsam.gateway import parse_time
     from deephyper_balsam.jobs import trial_number, trial_tags
@@ -113,8 +113,8 @@ def echo_standing(name: str, found: dict[str, Any], evaluated: int) -> None:
                 f"  Balsam did not answer from {_clock(outage['from'])} for "
                 f"{duration(outage['to'] - outage['from'])}: {outage['why']}"
             )
-    for why, count in Counter(cut["why"] for cut in found["cut"]).most_common(5):
-        trials = ", ".join(str(cut["trial"]) for cut in found["cut"] if cut["why"] == why)
+    for why, count in Counter(cut["why"] for cut in found["interruptions"]).most_common(5):
+        trials = ", ".join(str(cut["trial"]) for cut in found["interruptions"] if cut["why"] == why)
         click.echo(f"  {count} runs were cut and began again (trials {trials[:60]}): {why}")
     for order in found["orders"]:
         if order["handled"] is None:

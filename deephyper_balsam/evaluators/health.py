@@ -6,7 +6,7 @@ What it knows comes from the jobs and from Balsam's event log, so that it is the
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 _LOOK_BACK_S = 600.0  # the times in the event log are the launchers'
 _IDS_A_CALL = 200
+# Balsam's own launcher gives its session back before it says which runs it cut: the log then has each twice, the second
+# time from another state
+_CUT = {"from_state": "RUNNING", "to_state": "RUN_TIMEOUT"}
 
 
 class Health:
@@ -33,7 +36,7 @@ class Health:
         self._gateway, self._search, self._explain = gateway, search, explain
         self.nodes = faults.Nodes()
         self.retried = 0
-        self._cuts: dict[int, dict[int, float]] = defaultdict(dict)  # job id -> event id -> when it was cut
+        self._cuts: dict[int, set[int]] = {}  # job id -> the events of Balsam's log in which it was cut
         self._numbers: dict[int, int] = {}
         self._looked_at: float | None = None
         self._too_long: dict[int, float] = {}  # trial number -> seconds after which it was cut last
@@ -90,7 +93,7 @@ class Health:
 
     def cuts(self, job_id: int) -> int:
         """Return how often the end of an allocation has cut the run of a job."""
-        return len(self._cuts[job_id]) if job_id in self._cuts else 0
+        return len(self._cuts.get(job_id, ()))
 
     def look_for_cuts(self, rows: Iterable[Row], now: float, wall_time_s: float | None) -> None:
         """Read in Balsam's log which runs were cut, if `rows` of changed jobs hold a sign of it.
@@ -107,7 +110,7 @@ class Health:
         self._numbers.update({row["id"]: jobs.trial_number(row) for row in signs})
         since = (now if self._looked_at is None else self._looked_at) - _LOOK_BACK_S
         tags = [f"{key}:{value}" for key, value in jobs.trial_tags(self._search).items()]
-        events = self._gateway.events(tags=tags, to_state="RUN_TIMEOUT", timestamp_after=_iso(since))
+        events = self._gateway.events(tags=tags, timestamp_after=_iso(since), **_CUT)
         new = self._read_cuts(events)
         self._looked_at = now
         if wall_time_s:
@@ -117,9 +120,9 @@ class Health:
     def _read_cuts(self, events: Iterable[Row]) -> set[int]:
         new = set()
         for event in events:
-            cuts = self._cuts[event["job_id"]]
-            if event["id"] not in cuts:
-                cuts[event["id"]] = parse_time(event["timestamp"])
+            known = self._cuts.setdefault(event["job_id"], set())
+            if event["id"] not in known:
+                known.add(event["id"])
                 new.add(event["job_id"])
         return new
 
@@ -144,12 +147,54 @@ class Health:
         return "; ".join(said) or None
 
 
+def read_health(gateway: Gateway, search: str) -> dict[str, Any]:
+    """Return what went wrong with the runs and nodes of a search, as Balsam knows it.
+
+    Returns
+    -------
+    dict
+        ``retried`` (how many runs began once more after the machine's fault), ``retried_after`` (reason -> how many),
+        ``failing_nodes`` (node -> runs that it failed, all it got), ``cut`` (trial that has not ended -> how often an
+        allocation cut it), ``too_long`` (trial -> seconds after which it was cut last).
+    """
+    rows = list(gateway.jobs(jobs.trial_tags(search)))
+    nodes, after = faults.Nodes(), Counter[str]()
+    for row in rows:
+        for earlier in jobs.earlier_tries(row):
+            nodes.add(earlier.get("host"), faults.Fault.MACHINE)
+            after[str(earlier.get("failure"))] += 1
+        if "result" in row["data"] and not jobs.runs_again(row):
+            nodes.add(row["data"]["result"].get("host"), faults.of_outcome(row["data"]["result"]))
+    numbers = {row["id"]: jobs.trial_number(row) for row in rows if not jobs.read_state(row).is_final}
+    cuts = Counter(event["job_id"] for event in read_cuts(gateway, list(numbers)))
+    often = [job_id for job_id, count in cuts.items() if count >= faults.MAX_CUTS_IN_A_ROW]
+    return {
+        "retried": sum(after.values()),
+        "retried_after": dict(after),
+        "failing_nodes": nodes.suspects(),
+        "cut": {numbers[job_id]: count for job_id, count in sorted(cuts.items())},
+        "too_long": _too_long(gateway, {job_id: numbers[job_id] for job_id in often}),
+    }
+
+
+def _too_long(gateway: Gateway, numbers: Mapping[int, int]) -> dict[int, float]:
+    if not numbers:
+        return {}
+    wall_time_min = {row["id"]: row["wall_time_min"] for row in gateway.batch_jobs([s["id"] for s in gateway.sites()])}
+    found = {}
+    for row in gateway.jobs({}, ids=list(numbers)):
+        lasted = cut_after_s(gateway.events(job_id=row["id"]))
+        if row["batch_job_id"] in wall_time_min and faults.is_too_long(lasted, 60 * wall_time_min[row["batch_job_id"]]):
+            found[numbers[row["id"]]] = lasted[-1]
+    return found
+
+
 def read_cuts(gateway: Gateway, job_ids: Sequence[int]) -> list[Row]:
     """Return the events of Balsam's log in which runs of these jobs were cut."""
     events: list[Row] = []
     for start in range(0, len(job_ids), _IDS_A_CALL):
         batch = list(job_ids[start : start + _IDS_A_CALL])
-        events.extend(gateway.events(job_id=batch, to_state="RUN_TIMEOUT"))
+        events.extend(gateway.events(job_id=batch, **_CUT))
     return events
 
 

@@ -22,7 +22,6 @@ START_S = 10.0
 MARGIN_MIN = 3
 """Balsam's MPI launcher ends two minutes before its allocation does, and rounds what it has left."""
 
-_MIN_RUNS = 5
 _SHARE = 0.95  # of the runs fit into what is learnt
 _SHORT_S = 15.0  # of runs as short as these a cut costs less than the minutes that launchers count in
 
@@ -55,13 +54,14 @@ def check_fits(eval_timeout_s: float, allocation_min: int) -> None:
     if needed > allocation_min - 1:
         raise InputError(
             f"An evaluation may take {eval_timeout_s:g} s, and an allocation has {allocation_min} min: no launcher "
-            f"would ever start one. Ask for --wall-time-min {needed + MARGIN_MIN} or more, or give a shorter --eval-timeout."
+            f"would ever start one. Ask for --wall-time-min {needed + MARGIN_MIN} or more, or give a shorter "
+            "--eval-timeout."
         )
 
 
 def longest_usual_s(durations_s: Sequence[float]) -> float | None:
-    """Return how long all but one in twenty of the runs so far took at most; None while there are too few."""
-    if len(durations_s) < _MIN_RUNS:
+    """Return how long all but one in twenty of the runs so far took at most; None before the first has ended."""
+    if not durations_s:
         return None
     ordered = sorted(durations_s)
     return ordered[min(len(ordered) - 1, math.ceil(_SHARE * len(ordered)) - 1)]

@@ -1,8 +1,8 @@
-"""The end of a launcher's time, kept exactly: Balsam's modes start what they will cut.
+"""The end of a launcher's time, kept exactly.
 
-A launcher takes only jobs whose `wall_time_min` fits into what is left before it ends itself, rounded down. Balsam's own
-MPI mode reckons with the end of the allocation, two minutes after its own; in the last half minute both modes reckon
-with no end at all; and serial mode fetches jobs long before it starts them.
+A launcher takes only jobs whose `wall_time_min` fits into what is left before it ends itself, rounded down. Balsam's
+own MPI mode reckons with the end of the allocation, two minutes after its own; in the last half minute both modes
+reckon with no end at all; and serial mode fetches jobs long before it starts them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Ending:
     def __init__(self, wall_time_min: int, clock: Callable[[], float] = time.time) -> None:
         self._wall_time_min, self._clock = wall_time_min, clock
         wall_s = 60.0 * wall_time_min
+        self.give_back: Callable[[], None] = lambda: None
         self._at = clock() + wall_s - min(_EARLIEST_S, max(_LATEST_S, _EARLY_SHARE * wall_s))
 
     @classmethod
@@ -67,14 +68,32 @@ class Ending:
 
 
 def precise_mpi_source(source: type, ending: Ending) -> type:
-    """Return Balsam's `SynchronousJobSource` that takes only what fits before `ending`."""
+    """Return Balsam's `SynchronousJobSource` that takes only what fits before `ending`.
+
+    It gives its session back when `give_back` is called, not when the launcher begins to end: the server would put the
+    runs back into the queue, another launcher start them, and this one's late word of its cut runs start them twice.
+    """
 
     class PreciseSource(source):  # type: ignore[misc]
+        def terminate(self) -> None:
+            ending.give_back = super().terminate
+
         def get_jobs(self, *arguments: Any, **limits: Any) -> Any:
             self.max_wall_time_min, self.start_time = ending.startable_min, time.time()
             return super().get_jobs(*arguments, **limits)
 
     return PreciseSource
+
+
+def precise_updater(updater: type, ending: Ending) -> type:
+    """Return Balsam's `BulkStatusUpdater` after whose last word the session is given back."""
+
+    class PreciseUpdater(updater):  # type: ignore[misc]
+        def join(self, *arguments: Any) -> None:
+            super().join(*arguments)
+            ending.give_back()
+
+    return PreciseUpdater
 
 
 def precise_serial_source(source: type, ending: Ending) -> type:
@@ -124,6 +143,7 @@ def mend_mpi_mode(poll_s: float) -> None:
     ending = Ending.of_arguments(sys.argv)
     _mpi_mode.countdown_timer_min = lambda _minutes, delay_sec: ending.timer(min(poll_s, delay_sec))
     _mpi_mode.SynchronousJobSource = precise_mpi_source(_mpi_mode.SynchronousJobSource, ending)
+    _mpi_mode.BulkStatusUpdater = precise_updater(_mpi_mode.BulkStatusUpdater, ending)
 
 
 def mend_serial_mode() -> None:

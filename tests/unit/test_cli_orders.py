@@ -266,7 +266,7 @@ def test_status_shows_runs_that_were_cut_and_times_without_balsam(
     driven.note_outage(driven.clock() - 65, "Balsam does not answer: refused")
     driven.leave("complete")
     found = call("status", begun, "--json").json
-    assert [(cut["trial"], cut["why"]) for cut in found["cut"]] == [(2, "the end of its allocation")]
+    assert [(cut["trial"], cut["why"]) for cut in found["interruptions"]] == [(2, "the end of its allocation")]
     said = call("status", begun).out
     assert "1 runs were cut and began again (trials 2): the end of its allocation" in said
     assert "for 1m05s: Balsam does not answer: refused" in said

@@ -533,6 +533,21 @@ def test_a_run_that_ends_its_own_process_is_a_failure_and_whose_fault_is_said(
     assert client.sent[0][1][0]["data"]["result"] == outcome
 
 
+def test_a_run_that_fills_its_memory_has_room_left_to_say_so(tmp_path: Path) -> None:
+    (tmp_path / "fill.py").write_text(
+        "import pathlib, resource\n"
+        "def run(job):\n"
+        "    now = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (now + 2**26, now + 2**26))\n"
+        "    held = []\n"
+        "    while True:\n"
+        "        held.append(bytearray(2**9))\n"
+    )
+    outcome = run_trial(app_for(Client()), {"kind": "function", "target": str(tmp_path / "fill.py:run")}, {})
+    assert (outcome["failure"], "fault" in outcome) == ("MemoryError", False)
+    assert "held.append" in outcome["traceback"]
+
+
 def test_a_rank_that_was_killed_fails_so_that_mpi_ends_the_others(tmp_path: Path) -> None:
     (tmp_path / "die.py").write_text("import os\ndef run(job):\n    os.kill(os.getpid(), 9)\n")
     with pytest.raises(RuntimeError, match="killed by SIGKILL"):
