@@ -192,7 +192,7 @@ class Wheel:
             timeout_s=timeout_s,
         )
         life = replace(life, id=write_note(gateway, site_id, search, "driver", life.to_data()))
-        wheel = cls(gateway, search, life, clock)
+        wheel = cls(gateway, search, life, clock, _signed_at=life.at)
         try:
             wheel._win(sleep)
             wheel._let_go(before, sleep)
@@ -213,12 +213,17 @@ class Wheel:
                 raise SearchRunningError(self._refusal((driving or others)[0]))
             if not others:
                 break
-            sleep(
-                _LOOK_S
-            )  # they came later and will see us, or looked before we were there and will say that they drive
+            # They came later and will see us; or they looked before we were there, and will say that they drive
+            sleep(_LOOK_S)
+            if self._silent_s >= HEARTBEAT_S:
+                self._sign(replace(self.life, at=self.clock()))
         gone = [life.id for life in lives if life.left_at is None and life.id < self.life.id]
+        signed_at = self._signed_at
         now = self.clock()
-        self._sign(replace(self.life, driving_since=now, at=now, takes_over=tuple(sorted({*gone, *mine}))), now)
+        self._sign(replace(self.life, driving_since=now, at=now, takes_over=tuple(sorted({*gone, *mine}))))
+        silent_s = self.clock() - signed_at
+        if silent_s >= FENCE_AFTER_S:  # this took so long that another may have found us gone
+            self._look(silent_s)
 
     def _refusal(self, other: Life) -> str:
         age_s = max(0.0, self.gateway.now() - other.seen_at)
@@ -250,7 +255,7 @@ class Wheel:
         TakenOverError
             Another driver has taken over: this one must not touch anything any more.
         """
-        if self.clock() - self._signed_at >= HEARTBEAT_S:
+        if self._silent_s >= HEARTBEAT_S:
             self._beat()
 
     def fence(self) -> None:
@@ -261,14 +266,23 @@ class Wheel:
         TakenOverError
             It has.
         """
-        if self.clock() - self._signed_at >= FENCE_AFTER_S:
+        if self._silent_s >= FENCE_AFTER_S:
             self._beat()
 
+    @property
+    def _silent_s(self) -> float:
+        """Seconds since the last sign of life; where the clock was put back, too many rather than too few."""
+        elapsed_s = self.clock() - self._signed_at
+        return elapsed_s if elapsed_s >= 0 else FENCE_AFTER_S
+
     def _beat(self) -> None:
-        now = self.clock()
-        silent_s = now - self._signed_at
+        silent_s = self._silent_s
+        self._sign(replace(self.life, at=self.clock()))
+        self._look(silent_s)
+
+    def _look(self, silent_s: float) -> None:
+        """Read what is new since the last look but one; leave if another driver has the search."""
         since = self.gateway.now() - silent_s - _OVERLAP_S
-        self._sign(replace(self.life, at=now), now)
         rows = list(read_notes(self.gateway, self.search, changed_since=_iso(since)))
         lives = [Life.read(row) for row in rows if row["tags"]["kind"] == "driver"]
         others = [life for life in lives if life.id != self.life.id]
@@ -291,9 +305,9 @@ class Wheel:
             f"nothing more; see `deephyper-balsam search status {self.search}`."
         )
 
-    def _sign(self, life: Life, now: float) -> None:
+    def _sign(self, life: Life) -> None:
         self.gateway.write_data({life.id: life.to_data()})
-        self.life, self._signed_at = life, now
+        self.life, self._signed_at = life, life.at
 
     def note_outage(self, began_at: float, why: str) -> None:
         """Remember that Balsam did not answer from `began_at` until now; the next sign of life says so."""
@@ -303,7 +317,7 @@ class Wheel:
     def leave(self, why: str) -> None:
         """Say that this driver drives no more, and why."""
         now = self.clock()
-        self._sign(replace(self.life, at=now, left_at=now, why=why), now)
+        self._sign(replace(self.life, at=now, left_at=now, why=why))
 
 
 def _iso(moment: float) -> str:

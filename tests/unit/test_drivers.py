@@ -242,6 +242,31 @@ def test_a_driver_that_slept_looks_again_before_it_changes_anything(
         wheel.fence()
 
 
+def test_a_driver_that_slept_between_its_look_and_its_word_looks_again(
+    gateway: Gateway, site: VirtualSite, clock: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another may have found it gone meanwhile, and drive or be about to."""
+    sign = Wheel._sign
+
+    def slow(self: Wheel, life: Life) -> None:
+        if life.driving_since is not None and life.left_at is None:
+            clock.sleep(GONE_AFTER_S + 10)
+            elsewhere(gateway, site, driving=False)
+        sign(self, life)
+
+    monkeypatch.setattr(Wheel, "_sign", slow)
+    with pytest.raises(TakenOverError):
+        claim(gateway, site, clock)
+    assert all(life.left_at is not None for life in read_lives(gateway)["s"] if life.is_here)
+
+
+def test_a_clock_that_was_put_back_does_not_silence_a_driver(gateway: Gateway, site: VirtualSite, clock: Time) -> None:
+    wheel = claim(gateway, site, clock)
+    clock.now -= 3600
+    wheel.beat()
+    assert read_lives(gateway)["s"][0].at == clock.now
+
+
 def test_who_is_deciding_does_not_stop_a_driver_that_gave_its_signs(
     gateway: Gateway, site: VirtualSite, clock: Time
 ) -> None:
