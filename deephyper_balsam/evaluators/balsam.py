@@ -340,10 +340,11 @@ class BalsamEvaluator:
         if not self.capacity:
             return self.allocations.planned or self.resources.slots(self.resources.num_nodes)
         closing = self.allocations.closing(self._limit.needed_s)  # a new run would be cut there, and none follows
+        lasting = self.capacity - closing
         if not self._durations_s:
-            return self.capacity - closing
+            return lasting - closing
         share = PIPELINE_DELAY_S / max(fmean(self._durations_s), 0.1)
-        return min(self.capacity, math.ceil(self.capacity * share)) - closing
+        return min(lasting, math.ceil(lasting * share)) - closing
 
     @property
     def counts(self) -> dict[TrialState, int]:
