@@ -23,7 +23,7 @@ from typing import Any
 from deephyper_balsam import faults
 from deephyper_balsam.command import ProcessKilled, run_command
 from deephyper_balsam.errors import TargetError
-from deephyper_balsam.supervise import Ending, supervise
+from deephyper_balsam.supervise import Ending, clean_file, supervise
 from deephyper_balsam.targets import load_object, own_traceback, printable, reason, shorten
 
 MAX_METADATA_CHARS = 50_000
@@ -265,6 +265,7 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         return outcome
 
     ending = supervise(work, limit_s)
+    clean_file(workdir / "job.out")
     outcome = ending.said or {**_last_words(ending, limit_s), **ends(started_at)}
     alone = app.job.num_nodes * app.job.ranks_per_node == 1
     if alone or rank() == 0:

@@ -533,6 +533,14 @@ def test_a_run_that_ends_its_own_process_is_a_failure_and_whose_fault_is_said(
     assert client.sent[0][1][0]["data"]["result"] == outcome
 
 
+def test_what_a_run_wrote_into_job_out_itself_is_made_harmless_byte_by_byte(spec: dict[str, Any]) -> None:
+    written = b"ok \xff\xfe \xe9t\xc3\xa9 BALSAM-RETURN-VALUE mine\n"
+    Path("job.out").write_bytes(written)
+    run_trial(app_for(Client()), spec, {"x": 1.0})
+    assert Path("job.out").read_text() == "ok ?? ?té BALSAM RETURN VALUE mine\n"
+    assert Path("job.out").stat().st_size == len(written)
+
+
 def test_a_run_that_fills_its_memory_has_room_left_to_say_so(tmp_path: Path) -> None:
     (tmp_path / "fill.py").write_text(
         "import pathlib, resource\n"
