@@ -96,8 +96,9 @@ class BalsamEvaluator:
     ) -> None:
         if eval_timeout is not None and eval_timeout <= 0:
             raise InputError(f"`eval_timeout > 0` (seconds) must hold, but got {eval_timeout}.")
-        if eval_timeout is not None and allocation is not None:
-            limits.check_fits(eval_timeout, allocation.wall_time_min)
+        if allocation is not None:
+            asked_min = 0 if resources is None else resources.wall_time_min
+            limits.check_fits(asked_min, eval_timeout, allocation.wall_time_min)
         self.spec = resolve_run(run)
         self.resources = resources or Resources()
         self.eval_timeout_s = eval_timeout
@@ -259,6 +260,8 @@ class BalsamEvaluator:
         for row in changed:
             self._note(row)
         self._forget_old()
+        if taken or self._states[TrialState.RUNNING]:
+            self.allocations.note_work()
         for row in taken.values():
             self.health.take_in(row["data"]["result"])
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in taken.values()]

@@ -417,12 +417,15 @@ def test_a_run_function_that_cannot_be_loaded_on_the_node_is_a_failure_and_no_cr
 def test_only_the_first_rank_delivers(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     for name in worker._RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    printed = sys.stdout
     for rank, sent in (("1", 0), ("0", 1)):
         client = Client()
         monkeypatch.setenv(variable, rank)
         assert worker.rank() == int(rank)
+        monkeypatch.setattr(sys, "stdout", printed)
         assert run_trial(app_for(client, nodes=2, ranks=2), spec, {"x": 2.0})["objective"] == 4.0
         assert len(client.sent) == sent
+        assert (sys.stdout is printed) is bool(sent)  # nor does Balsam print what the others return
 
 
 def test_a_run_of_one_process_delivers_whatever_rank_the_environment_names(
