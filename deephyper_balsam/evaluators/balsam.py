@@ -277,6 +277,7 @@ class BalsamEvaluator:
         assert self._search is not None
         if self._limit.update(self._durations_s, self.allocations.wall_time_s):
             limits.apply(self.gateway, self._search, self._limit.minutes)
+            self._limit.applied()
 
     def _changed_rows(self) -> list[Row]:
         assert self._search is not None

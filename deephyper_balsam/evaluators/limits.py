@@ -82,14 +82,13 @@ class StartLimit:
     def __init__(self, asked_min: int, eval_timeout_s: float | None) -> None:
         self._asked_min, self._eval_timeout_s = asked_min, eval_timeout_s
         self.learnt_s: float | None = None
-        self.minutes = asked_min
+        self.minutes = self._applied_min = asked_min
 
     def update(self, durations_s: Sequence[float], wall_time_s: float | None) -> bool:
-        """Learn from the runs so far; whether `minutes` changed."""
+        """Learn from the runs so far; whether jobs that wait have other `minutes` (see `applied`)."""
         self.learnt_s = longest_usual_s(durations_s)
         if self._asked_min:
             return False
-        before = self.minutes
         allocation_min = None if wall_time_s is None else round(wall_time_s / 60)
         if self._eval_timeout_s is not None:
             self.minutes = minutes_needed(self._eval_timeout_s, allocation_min)
@@ -98,7 +97,11 @@ class StartLimit:
             # Longer than the allocations: then it is better to try than to wait for ever
             fits = allocation_min is None or minutes <= startable_min(allocation_min, START_S)
             self.minutes = minutes if fits else 0
-        return self.minutes != before
+        return self.minutes != self._applied_min
+
+    def applied(self) -> None:
+        """Say that jobs that wait have these `minutes` now."""
+        self._applied_min = self.minutes
 
     @property
     def needed_s(self) -> float:

@@ -55,6 +55,8 @@ def test_what_is_usual_is_what_all_but_one_in_twenty_take() -> None:
 def test_a_time_limit_decides_from_the_beginning() -> None:
     limit = StartLimit(0, 1800)
     assert limit.update([], 3600)
+    assert limit.update([], 3600)  # until it is applied
+    limit.applied()
     assert limit.minutes == 34
     assert not limit.update([1.0] * 50, 3600)
     assert limit.needed_s == 34 * 60
