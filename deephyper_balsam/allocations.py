@@ -117,6 +117,7 @@ class Allocations:
         self._asked_at: dict[int, float] = {}
         self._queued_s: deque[float] = deque(maxlen=5)  # how long the last ones waited in the scheduler's queue
         self._deaths = 0
+        self._worked_at = -1e9
         self._said: tuple[str | None, float] = (None, -1e9)
         self._ended: set[int] = set()
         self._orphaned: dict[int, str] = {}  # session of a launcher whose BatchJob has ended -> its last sign of life
@@ -283,18 +284,26 @@ class Allocations:
             return min(max(_AHEAD_SHARE * wall_s, _AHEAD_S), wall_s / 2)
         return min(max(1.5 * max(self._queued_s), _AHEAD_LEAST_S), wall_s)
 
-    # --- ends ----------------------------------------------------------------------------------------------------
+    def note_work(self) -> None:
+        """Say that a trial of the search runs or has just ended."""
+        self._worked_at = self._clock()
 
     def worked(self) -> None:
         """Trials ended: whatever dies next, allocations are of some use."""
         self._deaths = 0
+
+    # --- ends ----------------------------------------------------------------------------------------------------
 
     def _notice_deaths(self, ended: Mapping[int, Row]) -> None:
         for job_id in [job_id for job_id in self._ours if job_id in ended]:
             row = ended[job_id]
             lived_s = self._clock() - self._ours.pop(job_id)
             refused = row["state"] == "submit_failed" and "error" in (row.get("status_info") or {})
-            early = row["state"] == "submit_failed" or lived_s < min(_EARLY_S, 30.0 * row["wall_time_min"])
+            early = (
+                row["state"] == "submit_failed"
+                or lived_s < min(_EARLY_S, 30.0 * row["wall_time_min"])
+                or self._worked_at < self._clock() - lived_s  # nothing ran while it lived
+            )
             self._deaths = self._deaths + 1 if early else 0
             words = self._last_words(row) if early else ""
             logger.log(
@@ -308,7 +317,7 @@ class Allocations:
                 what = (
                     "The scheduler refused"
                     if refused
-                    else f"The last {self._deaths} allocations ended at once; the last,"
+                    else f"The last {self._deaths} allocations ended at once or ran nothing; the last,"
                 )
                 raise BalsamError(f"{what} BatchJob {job_id}: {words}")
 

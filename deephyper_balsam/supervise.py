@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deephyper_balsam.command import end_children
@@ -324,3 +325,28 @@ class OutputFilter:
         words = f"\n(what the run printed beyond {self._limit / 2**20:g} MiB is left out)\n"
         kept = clean[: len(clean) + self._left].decode(errors="ignore")
         return (kept + words).encode()
+
+
+def clean_file(path: Path) -> None:
+    """Make a `job.out` harmless into which the run wrote itself; every byte stays where it is, as others write on."""
+    codecs.register_error(_BYTE_BY_BYTE, _question_marks)
+    try:
+        if not path.is_file() or path.stat().st_size > 2 * MAX_OUTPUT_BYTES:
+            return
+        content = path.read_bytes()
+        text = content.decode(errors=_BYTE_BY_BYTE)
+        for marker in MARKERS:
+            text = text.replace(marker, marker.replace("-", " "))
+        if text.encode() != content:
+            with path.open("r+b") as file:
+                file.write(text.encode())
+    except OSError:  # the run took the file or the right to it away: then the agent reads nothing either
+        return
+
+
+_BYTE_BY_BYTE = "deephyper_balsam.byte_by_byte"
+
+
+def _question_marks(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "?" * (error.end - error.start), error.end

@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from typing import Any
 from deephyper_balsam import faults
 from deephyper_balsam.command import ProcessKilled, run_command
 from deephyper_balsam.errors import TargetError
-from deephyper_balsam.supervise import Ending, supervise
+from deephyper_balsam.supervise import Ending, clean_file, supervise
 from deephyper_balsam.targets import load_object, own_traceback, printable, reason, shorten
 
 MAX_METADATA_CHARS = 50_000
@@ -265,12 +266,15 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         return outcome
 
     ending = supervise(work, limit_s)
+    clean_file(workdir / "job.out")
     outcome = ending.said or {**_last_words(ending, limit_s), **ends(started_at)}
     alone = app.job.num_nodes * app.job.ranks_per_node == 1
     if alone or rank() == 0:
         deliver(app, data, outcome)
     if not alone and ending.said is None:  # MPI ends the other ranks when one fails
         raise RuntimeError(outcome["failure"])
+    if not alone and rank() != 0:  # Balsam prints what is returned, and its agent takes what comes first
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return outcome
 
 

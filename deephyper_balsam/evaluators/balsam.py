@@ -109,8 +109,9 @@ class BalsamEvaluator:
     ) -> None:
         if eval_timeout is not None and eval_timeout <= 0:
             raise InputError(f"`eval_timeout > 0` (seconds) must hold, but got {eval_timeout}.")
-        if eval_timeout is not None and allocation is not None:
-            limits.check_fits(eval_timeout, allocation.wall_time_min)
+        if allocation is not None:
+            asked_min = 0 if resources is None else resources.wall_time_min
+            limits.check_fits(asked_min, eval_timeout, allocation.wall_time_min)
         self.spec = dict(run) if isinstance(run, Mapping) else resolve_run(run)
         self.resources = resources or Resources()
         self.eval_timeout_s = eval_timeout
@@ -415,6 +416,8 @@ class BalsamEvaluator:
         for row in changed:
             self._note(row)
         self._forget_old()
+        if taken or self._states[TrialState.RUNNING]:
+            self.allocations.note_work()
         for row in taken.values():
             self.health.take_in(row["data"]["result"])
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in taken.values()]
@@ -430,6 +433,7 @@ class BalsamEvaluator:
         assert self._search is not None
         if self._limit.update(self._durations_s, self.allocations.wall_time_s):
             limits.apply(self.gateway, self._search, self._limit.minutes)
+            self._limit.applied()
 
     def _changed_rows(self) -> list[Row]:
         assert self._search is not None
@@ -521,10 +525,11 @@ class BalsamEvaluator:
         if not self.capacity:
             return self.allocations.planned or self.resources.slots(self.resources.num_nodes)
         closing = self.allocations.closing(self._limit.needed_s)  # a new run would be cut there, and none follows
+        lasting = self.capacity - closing
         if not self._durations_s:
-            return self.capacity - closing
+            return lasting - closing
         share = PIPELINE_DELAY_S / max(fmean(self._durations_s), 0.1)
-        return min(self.capacity, math.ceil(self.capacity * share)) - closing
+        return min(lasting, math.ceil(lasting * share)) - closing
 
     @property
     def counts(self) -> dict[TrialState, int]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from deephyper_balsam import jobs
 from deephyper_balsam.errors import InputError
 from deephyper_balsam.gateway import WAITING_STATES, Gateway
+from deephyper_balsam.sites.ending import startable_min
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +43,20 @@ def minutes_needed(longest_s: float, allocation_min: int | None) -> int:
     return with_margin
 
 
-def check_fits(eval_timeout_s: float, allocation_min: int) -> None:
-    """Refuse a time limit that no allocation can hold: its trials would wait for ever.
+def check_fits(asked_min: int, eval_timeout_s: float | None, allocation_min: int) -> None:
+    """Refuse minutes or a time limit that no allocation can hold: its trials would wait for ever.
 
     Raises
     ------
     InputError
         The message says how long the allocation must be.
     """
-    needed = minutes_needed(eval_timeout_s, allocation_min)
-    if needed > allocation_min - 1:
+    needed = asked_min or (0 if eval_timeout_s is None else minutes_needed(eval_timeout_s, allocation_min))
+    if needed > startable_min(allocation_min, START_S):
+        what = f"{asked_min} min (`wall_time_min`)" if asked_min else f"{eval_timeout_s:g} s"
         raise InputError(
-            f"An evaluation may take {eval_timeout_s:g} s, and an allocation has {allocation_min} min: no launcher "
-            f"would ever start one. Ask for --wall-time-min {needed + MARGIN_MIN} or more, or give a shorter "
-            "--eval-timeout."
+            f"An evaluation may take {what}, and an allocation has {allocation_min} min: no launcher would ever start "
+            f"one. Ask for --wall-time-min {needed + MARGIN_MIN} or more, or give a shorter --eval-timeout."
         )
 
 
@@ -81,22 +82,26 @@ class StartLimit:
     def __init__(self, asked_min: int, eval_timeout_s: float | None) -> None:
         self._asked_min, self._eval_timeout_s = asked_min, eval_timeout_s
         self.learnt_s: float | None = None
-        self.minutes = asked_min
+        self.minutes = self._applied_min = asked_min
 
     def update(self, durations_s: Sequence[float], wall_time_s: float | None) -> bool:
-        """Learn from the runs so far; whether `minutes` changed."""
+        """Learn from the runs so far; whether jobs that wait have other `minutes` (see `applied`)."""
         self.learnt_s = longest_usual_s(durations_s)
         if self._asked_min:
             return False
-        before = self.minutes
         allocation_min = None if wall_time_s is None else round(wall_time_s / 60)
         if self._eval_timeout_s is not None:
             self.minutes = minutes_needed(self._eval_timeout_s, allocation_min)
         elif self.learnt_s is not None and self.learnt_s >= _SHORT_S:
             minutes = minutes_needed(self.learnt_s, allocation_min)
             # Longer than the allocations: then it is better to try than to wait for ever
-            self.minutes = minutes if allocation_min is None or minutes < allocation_min else 0
-        return self.minutes != before
+            fits = allocation_min is None or minutes <= startable_min(allocation_min, START_S)
+            self.minutes = minutes if fits else 0
+        return self.minutes != self._applied_min
+
+    def applied(self) -> None:
+        """Say that jobs that wait have these `minutes` now."""
+        self._applied_min = self.minutes
 
     @property
     def needed_s(self) -> float:

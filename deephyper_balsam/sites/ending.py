@@ -22,21 +22,37 @@ NOTHING = -1
 """Balsam's server takes 0 for no limit; no job has less than this."""
 
 
+def early_s(wall_time_min: int) -> float:
+    """Return how many seconds before the end of its allocation a launcher ends: a tenth, two minutes at most."""
+    return min(_EARLIEST_S, max(_LATEST_S, _EARLY_SHARE * 60.0 * wall_time_min))
+
+
+def startable_min(wall_time_min: int, spent_s: float) -> int:
+    """Return the largest `wall_time_min` of a job that may start when so much of an allocation is over.
+
+    `NOTHING` in the last minute. An allocation of less than three minutes has no minute to lose: there, a job of a
+    minute may start till the end.
+    """
+    minutes = math.floor((60.0 * wall_time_min - early_s(wall_time_min) - spent_s) / 60)
+    if minutes >= 1:
+        return minutes
+    return 1 if wall_time_min < _SHORT_MIN else NOTHING
+
+
 class Ending:
     """When a launcher of so many minutes ends, seen from its start.
 
     Parameters
     ----------
     wall_time_min
-        Minutes of the allocation. The launcher ends a tenth before that, two minutes at most, to have time to stop its
-        runs in order.
+        Minutes of the allocation. The launcher ends a little before that, to have time to stop its runs in order.
     """
 
     def __init__(self, wall_time_min: int, clock: Callable[[], float] = time.time) -> None:
         self._wall_time_min, self._clock = wall_time_min, clock
-        wall_s = 60.0 * wall_time_min
+        self._began_at = clock()
         self.give_back: Callable[[], None] = lambda: None
-        self._at = clock() + wall_s - min(_EARLIEST_S, max(_LATEST_S, _EARLY_SHARE * wall_s))
+        self._at = self._began_at + 60.0 * wall_time_min - early_s(wall_time_min)
 
     @classmethod
     def of_arguments(cls, arguments: list[str]) -> Ending:
@@ -50,14 +66,8 @@ class Ending:
 
     @property
     def startable_min(self) -> int:
-        """The largest `wall_time_min` of a job that may start now; `NOTHING` in the last minute.
-
-        An allocation of less than three minutes has no minute to lose: there, one of a minute may start till the end.
-        """
-        minutes = math.floor(self.left_s / 60)
-        if minutes >= 1:
-            return minutes
-        return 1 if self._wall_time_min < _SHORT_MIN else NOTHING
+        """The largest `wall_time_min` of a job that may start now."""
+        return startable_min(self._wall_time_min, self._clock() - self._began_at)
 
     def timer(self, delay_s: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[float]:
         """Yield the minutes that are left, each `delay_s` seconds, until there are none."""

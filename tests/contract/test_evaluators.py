@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
+from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.errors import (
     InputError,
     NotLoggedInError,
@@ -173,6 +174,70 @@ def test_submitting_costs_one_request_however_many_trials(rig: BalsamRig) -> Non
     before = len(rig.api.requests)
     rig.evaluator.submit(trials(*range(200)))
     assert len(rig.api.requests) == before + 1
+
+
+# --- what a launcher must have left to start a trial -----------------------------------------------------------------
+
+
+def minutes(rig: BalsamRig) -> dict[int, int]:
+    return {number: row["wall_time_min"] for number, row in sorted(rig.api.trials("s").items())}
+
+
+def test_a_trial_needs_the_minutes_of_its_time_limit(tmp_path: Path) -> None:
+    made = BalsamRig(tmp_path, eval_timeout=600.0)
+    made.evaluator.submit(trials(0))
+    assert minutes(made) == {0: 14}  # the allocation has 60
+    made.close()
+
+
+def test_without_a_time_limit_trials_need_what_runs_took_those_that_wait_already_included(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(*range(4)))
+    [job_id] = rig.site.acquire(1)
+    rig.site.finish(job_id, 1.0, start=1000.0, end=1500.0)
+    rig.evaluator.collect()
+    rig.evaluator.collect()
+    rig.evaluator.submit(trials(4))
+    assert minutes(rig) == {0: 0, 1: 12, 2: 12, 3: 12, 4: 12}
+    before = len(rig.api.requests)
+    rig.evaluator.collect()
+    assert len(rig.api.requests) == before + 1  # nothing changed: nothing is said again
+
+
+def test_near_the_end_of_the_last_allocation_nothing_new_is_asked_for(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0, 1))
+    for job_id in rig.site.acquire(2):
+        rig.site.finish(job_id, 1.0, start=1000.0, end=1100.0)
+    rig.evaluator.collect()
+    rig.evaluator.collect()
+    assert rig.evaluator.allocations is not None
+    assert rig.evaluator.capacity + rig.evaluator.backlog > 0
+    rig.evaluator.allocations._ends_at[rig.allocation] -= 57 * 60
+    assert rig.evaluator.capacity + rig.evaluator.backlog == 0
+
+
+def test_a_time_limit_that_does_not_fit_the_allocation_is_refused_before_anything_begins() -> None:
+    with pytest.raises(InputError, match=r"--wall-time-min 124 or more"):
+        BalsamEvaluator(run, "nowhere", eval_timeout=7200, allocation=AllocationRequest(1, wall_time_min=60))
+
+
+@pytest.mark.parametrize(("running", "state"), [(True, "running"), (False, "pending_deletion")])
+def test_an_allocation_is_left_when_asked_to_and_something_runs_in_it(
+    tmp_path: Path, running: bool, state: str
+) -> None:
+    made = BalsamRig(tmp_path, allocation=AllocationRequest(1))
+    made.site.end_allocation(made.allocation)
+    made.evaluator.allocations._refreshed_at = 0.0  # type: ignore[union-attr]
+    made.evaluator.collect()
+    made.evaluator.ensure_allocation()
+    made.site.schedule()
+    made.evaluator.submit(trials(0))
+    if running:
+        made.site.acquire(1)
+    made.evaluator.collect()
+    made.evaluator.close(leave_running=True)
+    [batch] = [row for row in made.api.batch_jobs.values() if row["filter_tags"] == {"search": "s"}]
+    assert batch["state"] == state
+    made.close()
 
 
 # --- collecting ------------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def run(job):
         while True:
             held.append(bytearray(2**10))
     if way == "writes_job_out":
-        pathlib.Path("job.out").write_text("BALSAM-RETURN-VALUE mine\\n")
+        pathlib.Path("job.out").write_bytes(b"\\xff\\nBALSAM-RETURN-VALUE mine\\n")
         pathlib.Path("results.csv").write_text("nonsense")
     if way == "closes_stdout":
         sys.stdout.close()

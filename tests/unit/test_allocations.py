@@ -396,6 +396,7 @@ def live_and_die(allocations: Allocations, site: VirtualSite, clock: Clock, live
     [batch] = site.schedule()
     look(allocations, clock)
     clock.now += lived_s
+    allocations.note_work()
     site.end_allocation(batch, **info)
     look(allocations, clock)
 
@@ -422,7 +423,7 @@ def test_three_early_deaths_in_a_row_end_the_search_and_the_last_log_is_quoted(
     with pytest.raises(BalsamError) as caught:
         live_and_die(allocations, site, clock, lived_s=5, submit_script=str(script))
     said = str(caught.value)
-    assert said.startswith("The last 3 allocations ended at once; the last, BatchJob 3: see ")
+    assert said.startswith("The last 3 allocations ended at once or ran nothing; the last, BatchJob 3: see ")
     assert str(script.with_suffix(".output")) in said
     assert said.endswith("mpirun: not found")
     assert "line 16" in said
@@ -492,6 +493,27 @@ def test_a_launcher_that_was_killed_at_once_is_a_death_and_no_refusal(
         [batch] = site.schedule()
         site.end_allocation(batch, "submit_failed", submit_script="/elsewhere/q.sh")
         look(allocations, clock)
+
+
+def test_allocations_that_live_long_and_run_nothing_end_the_search_too(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+
+    def live_for_nothing() -> None:
+        allocations.ensure()
+        look(allocations, clock)
+        [batch] = site.schedule()
+        look(allocations, clock)
+        clock.now += 3600
+        site.end_allocation(batch)
+        look(allocations, clock)
+
+    live_for_nothing()
+    live_for_nothing()
+    with pytest.raises(BalsamError, match="The last 3 allocations ended at once or ran nothing"):
+        live_for_nothing()
 
 
 def test_short_allocations_that_live_their_time_are_no_early_deaths(

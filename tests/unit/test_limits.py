@@ -6,6 +6,7 @@ import pytest
 
 from deephyper_balsam.errors import InputError
 from deephyper_balsam.evaluators.limits import StartLimit, check_fits, longest_usual_s, minutes_needed
+from deephyper_balsam.sites.ending import startable_min
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,22 @@ def test_a_launcher_needs_the_longest_run_and_a_margin_where_there_is_room(
 
 
 def test_a_time_limit_that_no_allocation_can_hold_is_refused_with_the_time_it_needs() -> None:
-    check_fits(1800, 60)
-    check_fits(100, 3)
+    check_fits(0, 1800, 60)
+    check_fits(0, 100, 3)
+    check_fits(57, None, 60)
+    check_fits(0, None, 1)
     with pytest.raises(InputError, match=r"may take 3600 s, and an allocation has 60 min.*--wall-time-min 64"):
-        check_fits(3600, 60)
+        check_fits(0, 3600, 60)
+    with pytest.raises(InputError, match=r"may take 59 min \(`wall_time_min`\), and an allocation has 60 min"):
+        check_fits(59, 5, 60)
+
+
+@pytest.mark.parametrize("allocation_min", range(1, 200))
+def test_whatever_is_derived_or_learnt_a_fresh_launcher_starts(allocation_min: int) -> None:
+    for longest_s in (1.0, 16.0, 50.0, 51.0, 170.0, 1790.0, 7000.0):
+        limit = StartLimit(0, None)
+        limit.update([longest_s], 60.0 * allocation_min)
+        assert limit.minutes <= startable_min(allocation_min, 10.0)
 
 
 def test_what_is_usual_is_what_all_but_one_in_twenty_take() -> None:
@@ -42,6 +55,8 @@ def test_what_is_usual_is_what_all_but_one_in_twenty_take() -> None:
 def test_a_time_limit_decides_from_the_beginning() -> None:
     limit = StartLimit(0, 1800)
     assert limit.update([], 3600)
+    assert limit.update([], 3600)  # until it is applied
+    limit.applied()
     assert limit.minutes == 34
     assert not limit.update([1.0] * 50, 3600)
     assert limit.needed_s == 34 * 60

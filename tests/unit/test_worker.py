@@ -417,12 +417,15 @@ def test_a_run_function_that_cannot_be_loaded_on_the_node_is_a_failure_and_no_cr
 def test_only_the_first_rank_delivers(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     for name in worker._RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    printed = sys.stdout
     for rank, sent in (("1", 0), ("0", 1)):
         client = Client()
         monkeypatch.setenv(variable, rank)
         assert worker.rank() == int(rank)
+        monkeypatch.setattr(sys, "stdout", printed)
         assert run_trial(app_for(client, nodes=2, ranks=2), spec, {"x": 2.0})["objective"] == 4.0
         assert len(client.sent) == sent
+        assert (sys.stdout is printed) is bool(sent)  # nor does Balsam print what the others return
 
 
 def test_a_run_of_one_process_delivers_whatever_rank_the_environment_names(
@@ -531,6 +534,14 @@ def test_a_run_that_ends_its_own_process_is_a_failure_and_whose_fault_is_said(
     assert outcome.get("fault") == fault
     assert outcome["host"] == socket.gethostname()
     assert client.sent[0][1][0]["data"]["result"] == outcome
+
+
+def test_what_a_run_wrote_into_job_out_itself_is_made_harmless_byte_by_byte(spec: dict[str, Any]) -> None:
+    written = b"ok \xff\xfe \xe9t\xc3\xa9 BALSAM-RETURN-VALUE mine\n"
+    Path("job.out").write_bytes(written)
+    run_trial(app_for(Client()), spec, {"x": 1.0})
+    assert Path("job.out").read_text() == "ok ?? ?té BALSAM RETURN VALUE mine\n"
+    assert Path("job.out").stat().st_size == len(written)
 
 
 def test_a_run_that_fills_its_memory_has_room_left_to_say_so(tmp_path: Path) -> None:
