@@ -482,7 +482,10 @@ class Search:
         return True
 
     def _close(self, optimizer: Optimizer) -> None:
-        """Withdraw what has not begun and write the results; a Balsam that is gone now must not cost us the files."""
+        """Withdraw what has not begun, write the results, leave the wheel.
+
+        When Balsam is away this waits for it; after `stop` it does not, and the next life mends what is left.
+        """
         optimizer.close()
         if self._leave_now:
             return
@@ -490,10 +493,10 @@ class Search:
             self.evaluator.abandon(self._why)
             return
         try:
-            withdrawn = self.evaluator.cancel()
+            withdrawn = self._patiently(self.evaluator.cancel)
             if withdrawn:
                 logger.info("Withdrew %d waiting trials", len(withdrawn))
-            for result in self.evaluator.collect():  # what ended since the last look
+            for result in self._patiently(self.evaluator.collect):  # what ended since the last look
                 self._see(result)
         except TakenOverError as error:
             logger.error("%s", error)
@@ -502,7 +505,8 @@ class Search:
         except BalsamError as error:
             logger.warning("Waiting trials could not be withdrawn: %s", error)
         try:
-            self.evaluator.close(self._why, leave_running=self._stop.is_set() or self._asked_to_stop)
+            leave_running = self._stop.is_set() or self._asked_to_stop
+            self._patiently(lambda: self.evaluator.close(self._why, leave_running=leave_running))
         except BalsamError as error:
             logger.warning("The allocations that were asked for could not be ended: %s", error)
         self._export(now=True)

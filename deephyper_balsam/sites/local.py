@@ -516,14 +516,15 @@ class LocalStack:
 
     def _free_jobs(self, state: _State) -> None:
         """Delete the sessions that a killed agent or launcher left: Balsam would keep their jobs for five minutes."""
-        if processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode.py")):
-            return  # a launcher works
-        self._jobs.sweep()
+        launchers = processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode.py"))
+        if not launchers:
+            self._jobs.sweep()
         assert state.port is not None
         token = self._token()
         _, answer = _http(state.port, "GET", "/sessions/", token=token)
         for session in (answer or {}).get("results", []):
-            if session["site_id"] == self._site_id:
+            is_agents = session.get("batch_job_id") is None  # and the agent is stopped here
+            if session["site_id"] == self._site_id and (is_agents or not launchers):
                 _http(state.port, "DELETE", f"/sessions/{session['id']}", token=token)
 
     def _new_site(self, state: _State, name: str) -> None:
