@@ -500,7 +500,7 @@ def test_search_stop_ends_a_driver_elsewhere_and_withdraws_what_waits(
     driver = world.start(*held_search(world, "stopped", "--max-evals", "60"))
     try:
         wait_for(lambda: busy(world, "stopped"), "the search to be busy")
-        said = world.cli("search", "stop", "stopped", cwd=tmp_path)
+        said = world.cli("search", "stop", "stopped", "--now", cwd=tmp_path)
         done = end(driver, 30)
     finally:
         driver.kill()
