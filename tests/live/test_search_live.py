@@ -489,7 +489,7 @@ def busy(world: World, name: str) -> bool:
     return (
         any("gathered" in row["data"] for row in rows)
         and any(row["state"] == "RUNNING" and "result" not in row["data"] for row in rows)
-        and any(row["state"] in ("STAGED_IN", "PREPROCESSED") for row in rows)
+        and any(row["state"] == "PREPROCESSED" and not row.get("session_id") for row in rows)  # no launcher holds it
     )
 
 
