@@ -301,6 +301,8 @@ class Model:
             mean, std = self.pool.mean, self.pool.std
             scores = score(c.acq_func, mean, std, self._best, c.kappa, c.xi, self._fail, self._worst)
             scores[: len(self.rows)] += np.where(c.excludes(self.rows, self._away), _OUTSIDE, 0.0)
+            # Equal candidates are told apart by their place: lies told in another grouping differ in the last bits
+            scores = np.round(scores, 10)
             scores[self._gone] = np.inf
             scores[chosen] = np.inf
             while True:
