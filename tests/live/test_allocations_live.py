@@ -140,13 +140,13 @@ def calls(world: World) -> Counter[int]:
 
 
 def test_a_broken_application_ends_the_search_with_its_traceback_once(world: World) -> None:
-    (world.folder / "good.py").write_text("def run(job):\n    return job['x']\n")
-    options = [*COMMON, "good.py", "--max-evals", "50"]
+    (world.folder / "fixed.py").write_text("def run(job):\n    return job['x']\n")
+    options = [*COMMON, "fixed.py", "--max-evals", "50"]
     # It is broken on the node only: the driver looks at it before
     driver = world.start("run", "broken", *options, "--nodes", "1", "--evals-per-node", "3", "--max-failures", "3")
     try:
         wait_for(lambda: world.batch_jobs("broken"), "the search to begin")
-        (world.folder / "good.py").write_text(RUN_BROKEN)
+        (world.folder / "fixed.py").write_text(RUN_BROKEN)
         _, err = driver.communicate(timeout=120)
     finally:
         if driver.poll() is None:
