@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from balsam.platform.app_run.app_run import SubprocessAppRun
 
 from deephyper_balsam.sites.platforms import LocalRun
 
+# SIGTERM and SIGKILL, as Python and as a shell tells them
+_SIGNALLED = (-15, 143, -9, 137)
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -91,7 +96,34 @@ def cpu_ids(available: Iterable[int] | None = None, topology: Path = _TOPOLOGY) 
     return sorted(ids, key=lambda cpu: (thread_of_core(cpu), cpu))
 
 
-class PinnedRun(LocalRun):
+class EndsWithAllocation(SubprocessAppRun):  # type: ignore[misc]
+    """A run that a scheduler ended together with its job did not fail: it is to start again in the next allocation.
+
+    A scheduler signals the runs and the launcher at the same moment. A launcher that sees a run's end before its own
+    signal would write an error down. So a run that a signal ended counts as running for `held_s` seconds more: the
+    launcher stops it in that time, or the signal was for the run alone.
+    """
+
+    held_s: ClassVar[float] = 5.0
+    _signalled_at: float | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs or may have been ended with its allocation."""
+        code = super().poll()
+        if code is None or not self.cut(int(code)):
+            return None if code is None else int(code)
+        return None
+
+    def cut(self, code: int) -> bool:
+        """Whether a run with this exit code is to count as running for now."""
+        if code not in _SIGNALLED:
+            return False
+        if self._signalled_at is None:
+            self._signalled_at = time.monotonic()
+        return time.monotonic() - self._signalled_at < self.held_s
+
+
+class PinnedRun(EndsWithAllocation, LocalRun):
     """A run on the node that this process is on: pinned to the CPUs that it was given, ended with all it started."""
 
     def _pre_popen(self) -> None:

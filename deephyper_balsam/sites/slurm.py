@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from balsam.platform.app_run.app_run import SubprocessAppRun
 from balsam.platform.compute_node import ComputeNode
 from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode
 
-from deephyper_balsam.sites.runs import cpu_ids, launch_options, rank_script
+from deephyper_balsam.sites.runs import EndsWithAllocation, PinnedRun, cpu_ids, launch_options, rank_script
 from deephyper_balsam.sites.scheduling import (
     UNLIMITED_MIN,
     BatchScheduler,
@@ -276,7 +275,32 @@ def gpus_on_node(environ: Any) -> int:
     return len([gpu for gpu in environ.get("SLURM_JOB_GPUS", "").split(",") if gpu])
 
 
-class SlurmRun(SubprocessAppRun):  # type: ignore[misc]
+def allocation_ends() -> bool:
+    """Whether this job is being ended (cancelled, over its time, preempted), as far as Slurm says."""
+    job_id = os.environ.get("SLURM_JOB_ID", "")
+    if not job_id.isdigit():
+        return False
+    answer = run_command(job_command(int(job_id)), environment=_TIMES)
+    word = re.search(r"\bJobState=(\w+)", answer.output)
+    return answer.code == 0 and word is not None and word[1] not in ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED")
+
+
+class _EndsWithSlurmJob(EndsWithAllocation):
+    """A run that ended with an error while Slurm ends its job counts as running until the launcher stops it."""
+
+    _cut: bool = False
+
+    def cut(self, code: int) -> bool:
+        """Whether Slurm ends the job: it says so before it signals anything in it."""
+        self._cut = self._cut or (code != 0 and allocation_ends())
+        return self._cut
+
+
+class SlurmPinnedRun(_EndsWithSlurmJob, PinnedRun):
+    """A run of serial mode, started by the worker on its own node."""
+
+
+class SlurmRun(_EndsWithSlurmJob):
     """A run started by ``srun``, on CPUs and GPUs that Balsam chose on the node.
 
     Steps share the allocation (``--overlap``): Balsam hands out the nodes' parts itself, and Slurm would make the steps

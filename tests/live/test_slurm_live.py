@@ -253,7 +253,8 @@ def test_a_search_whose_allocation_is_cancelled_is_finished_by_the_next_one(clus
         wait_for(lambda: cluster.batch_jobs("slurm-cut")[0]["state"] == "finished", "the first allocation's end")
     finally:
         (cluster.folder / "run.hold").unlink()
-    assert "5 done" in cluster.finish(search)
+    said = cluster.finish(search)
+    assert "5 done" in said, [(row["job_id"], row["m:failure"]) for row in cluster.rows("slurm-cut")]
     assert len(cluster.batch_jobs("slurm-cut")) == 2
 
 
