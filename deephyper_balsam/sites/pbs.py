@@ -64,8 +64,11 @@ def submit_command(request: Request) -> list[str]:
 
 
 def environment_words(environment: Mapping[str, str]) -> str:
-    """Return variables as ``-v`` takes them: between commas; a value with one stands in quotes."""
-    return ",".join(f"{name}='{value}'" if "," in value else f"{name}={value}" for name, value in environment.items())
+    """Return variables as ``-v`` takes them: between commas; a value with a comma, space or quote stands in quotes."""
+    plain = re.compile(r"[^\s,'\"]*")
+    return ",".join(
+        f"{name}={value}" if plain.fullmatch(value) else f'{name}="{value}"' for name, value in environment.items()
+    )
 
 
 def parse_submit(text: str) -> int:

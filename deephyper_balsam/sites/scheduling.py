@@ -206,8 +206,8 @@ def local_seconds(text: str, form: str) -> float | None:
 class _Unchanged:
     """A status that agrees with whatever Balsam holds already: nothing is known that would change it."""
 
-    class _Any(str):
-        __slots__ = ()
+    class _Any:
+        """Equal to everything: a str or enum on the other side leaves the answer to it."""
 
         def __eq__(self, other: object) -> bool:
             return True
@@ -215,9 +215,9 @@ class _Unchanged:
         def __ne__(self, other: object) -> bool:
             return False
 
-        __hash__ = str.__hash__
+        __hash__ = None  # type: ignore[assignment]
 
-    state = _Any("unchanged")
+    state = _Any()
 
 
 class Statuses(dict[Any, SchedulerJobStatus]):
