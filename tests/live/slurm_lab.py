@@ -52,10 +52,11 @@ class SlurmLab:
             (self.folder / name).mkdir()
         self._start_munge()
         self._write_files()
-        self._start("slurmctld", ["slurmctld", "-D"])
+        self._start("slurmctld", ["slurmctld", "-D", "-f", self.env["SLURM_CONF"]])
         for node in self.nodes:
             (self.folder / "spool" / node).mkdir()
-            script = f"hostname {node} && mount --bind {self.folder}/hosts /etc/hosts && exec slurmd -D -N {node}"
+            slurmd = f"slurmd -D -N {node} -f {self.env['SLURM_CONF']}"
+            script = f"hostname {node} && mount --bind {self.folder}/hosts /etc/hosts && exec {slurmd}"
             self._start(f"slurmd.{node}", ["unshare", "--uts", "--mount", "bash", "-c", script])
         deadline = time.monotonic() + 60
         while self.run("sinfo", "-h", "-o", "%t %D").stdout.split() != ["idle", str(NUM_NODES)]:
