@@ -15,7 +15,16 @@ from typing import Any
 
 import psutil
 
+_ROUNDS = 5  # a child that loses its parent may come to us, and one that ends may just have started another
 _PLACEHOLDER = re.compile(r"{{\s*(\w+)\s*}}")
+
+
+class ProcessKilled(RuntimeError):
+    """A signal killed the command."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
 
 
 def render_command(spec: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
@@ -39,6 +48,8 @@ def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir:
 
     Raises
     ------
+    ProcessKilled
+        When a signal killed the command.
     RuntimeError
         When the command ends with a status other than 0, or its output holds no objective.
     """
@@ -70,6 +81,8 @@ def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir:
             process.kill()
             raise
     output = "".join(lines)
+    if process.returncode < 0 or 128 < process.returncode <= 192:  # bash says 128 + n of a signal n
+        raise ProcessKilled(abs(process.returncode) % 128)
     if process.returncode != 0:
         tail = "".join(lines[-10:]).strip()
         raise RuntimeError(f"the command ended with status {process.returncode}; its last lines: {tail or '(none)'}")
@@ -100,14 +113,18 @@ def read_objective(rule: Mapping[str, Any], output: str, workdir: Path) -> Any:
     return found
 
 
-def end_children(pid: int, sparing: int | None = None) -> None:
-    """End every process that `pid` started and that still runs, except `sparing`."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = [child for child in psutil.Process(pid).children(recursive=True) if child.pid != sparing]
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
-        _, alive = psutil.wait_procs(children, timeout=2)
-        for child in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+def end_children(pid: int, sparing: int | None = None, grace_s: float = 2.0) -> None:
+    """End every process that `pid` started and that still runs, except `sparing`; with what they start meanwhile."""
+    for first in (True, *[False] * (_ROUNDS - 1)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = [child for child in psutil.Process(pid).children(recursive=True) if child.pid != sparing]
+            if not children:
+                return
+            for child in children if first else ():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.terminate()
+            _, alive = psutil.wait_procs(children, timeout=grace_s if first else 0)
+            for child in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(alive, timeout=1)

@@ -35,6 +35,10 @@ class SearchRunningError(InputError):
     """Another driver is at work on the search. Stop it, or wait until it is known to be gone."""
 
 
+class TakenOverError(DeepHyperBalsamError):
+    """Another driver has taken over the search; this one stopped without changing anything more."""
+
+
 class UnknownSearchError(InputError):
     """No search of that name is recorded in this Balsam."""
 
@@ -45,6 +49,10 @@ class UnknownSiteError(InputError):
 
 class TellError(InputError):
     """A result does not belong to the optimizer: an unknown number, or another value for a number that was told."""
+
+
+class BrokenApplicationError(DeepHyperBalsamError):
+    """The first trials all failed alike: mend the run function, or its environment on the nodes."""
 
 
 class BalsamError(DeepHyperBalsamError):

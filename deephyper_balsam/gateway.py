@@ -7,9 +7,12 @@ waits itself (`deephyper_balsam.search`).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ WAITING_STATES = ("CREATED", "AWAITING_PARENTS", "READY", "STAGED_IN", "PREPROCE
 """Job states in which no node has begun."""
 
 _CONNECT_TIMEOUT_S = 6.0
-_READ_TIMEOUT_S = 60.0
+_READ_TIMEOUT_S = 30.0
+_HURRIED_TIMEOUT_S = 5.0
 _PAGE_ROWS = 5000
 _BULK_ROWS = 1000
 
@@ -44,7 +48,17 @@ class Gateway:
         """Use the credentials in `client_path`; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``."""
         named = client_path or os.environ.get("BALSAM_CLIENT_PATH") or Path.home() / ".balsam" / "client.yml"
         self.client_path = Path(named)
+        self._read_timeout_s = _READ_TIMEOUT_S
+        self._ahead_s = 0.0
         self.reconnect()
+
+    def now(self) -> float:
+        """Seconds since the epoch by the server's clock, as far as its last answer told it; within a second or two."""
+        return time.time() + self._ahead_s
+
+    def hurry(self) -> None:
+        """Wait only a few seconds for each answer from now on: this process is about to end."""
+        self._read_timeout_s = _HURRIED_TIMEOUT_S
 
     def reconnect(self) -> None:
         """Read the credentials again, after a login."""
@@ -77,10 +91,12 @@ class Gateway:
                 f"{root}/{path}",
                 params=params,
                 json=None if body is None else jsonable_encoder(body),
-                timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S),
+                timeout=(_CONNECT_TIMEOUT_S, self._read_timeout_s),
             )
         except requests.RequestException as error:
             raise UnreachableError(f"Balsam does not answer at {root}: {_cause(error)}") from error
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # a proxy may leave the date out
+            self._ahead_s = parsedate_to_datetime(response.headers["Date"]).timestamp() + 0.5 - time.time()
         if response.status_code < 400:
             try:
                 return response.json() if response.content else None
@@ -185,6 +201,36 @@ class Gateway:
         for batch in _batches(changes, _BULK_ROWS):
             self._call("PATCH", "jobs/", body=batch)
 
+    def retag_job(self, job_id: int, tags: Mapping[str, str], data: Mapping[str, Any]) -> None:
+        """Replace the tags and the `data` of one job."""
+        self._call("PATCH", "jobs/", body=[{"id": job_id, "tags": tags, "data": data}])
+
+    def restart_jobs(self, data_by_id: Mapping[int, Mapping[str, Any]], message: str) -> None:
+        """Give jobs in a final state back to the launchers, with new `data` and without what Balsam kept of the run.
+
+        In one request a batch: a driver that dies in between must not leave one without the other. Each row changes the
+        same columns (see `write_data`), so none of the jobs may be RESTART_READY already.
+        """
+        changes = [
+            {
+                "id": job_id,
+                "state": "RESTART_READY",
+                "state_data": {"message": message},
+                "data": data,
+                "serialized_return_value": "",
+                "serialized_exception": "",
+            }
+            for job_id, data in data_by_id.items()
+        ]
+        for batch in _batches(changes, _BULK_ROWS):
+            self._call("PATCH", "jobs/", body=batch)
+
+    def limit_jobs(self, ids: Sequence[int], wall_time_min: int) -> None:
+        """Say how many minutes a launcher must have left to start these jobs."""
+        changes = [{"id": job_id, "wall_time_min": wall_time_min} for job_id in ids]
+        for batch in _batches(changes, _BULK_ROWS):
+            self._call("PATCH", "jobs/", body=batch)
+
     def move_jobs(
         self, tags: Mapping[str, str], from_states: Sequence[str], to_state: str, message: str, ids: Sequence[int] = ()
     ) -> int:
@@ -219,6 +265,26 @@ class Gateway:
     def end_batch_job(self, batch_job_id: int) -> None:
         """Ask a site to end an allocation."""
         self._call("PATCH", "batch-jobs/", body=[{"id": batch_job_id, "state": "pending_deletion"}])
+
+    # --- launchers -----------------------------------------------------------------------------------------------
+
+    def sessions(self) -> list[Row]:
+        """Return the sessions of the launchers and agents that hold jobs: `id`, `batch_job_id`, `heartbeat`."""
+        return list(self._call("GET", "sessions/")["results"])
+
+    def end_session(self, session_id: int) -> None:
+        """Take a session from a launcher that died; what it was running becomes RUN_TIMEOUT. One that is gone is gone.
+
+        Raises
+        ------
+        BalsamError
+            When Balsam refuses.
+        """
+        try:
+            self._call("DELETE", f"sessions/{session_id}")
+        except BalsamError:
+            if any(session["id"] == session_id for session in self.sessions()):
+                raise
 
 
 def parse_time(text: str) -> float:

@@ -6,8 +6,13 @@ parameters, and in `data`:
 - ``asked``: what the trial was asked from (`Origin`) and when;
 - ``eval_timeout_s``: its time limit, if any;
 - ``result``: the outcome, written by the run itself (see `deephyper_balsam.worker`);
-- ``gathered``: when the driver took the result in, and as the how-manieth;
+- ``tries``: earlier runs that ended by the machine's fault (reason, host, start, end), written by the driver as it lets
+  the trial run once more (see `deephyper_balsam.faults`);
+- ``gathered``: when the driver took the result in, as the how-manieth, and how often an allocation had cut the run;
 - ``cancelled``: when the driver withdrew it.
+
+The run writes ``result`` only, into a job that a launcher holds; the driver the rest, into others, or once the result
+is in: whoever writes replaces `data` whole.
 
 Times are seconds since the epoch (UTC).
 """
@@ -16,10 +21,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deephyper_balsam import faults
 from deephyper_balsam.errors import BalsamError, InputError
 from deephyper_balsam.gateway import WAITING_STATES, Gateway, Row, pack, parse_time, unpack
 from deephyper_balsam.targets import reason
@@ -47,6 +53,7 @@ _STATES = {
 }
 
 
+_FINAL = tuple(name for name, state in _STATES.items() if state.is_final)
 _RUNNABLE = ("PREPROCESSED", "RESTART_READY")
 _NOT_FINAL = tuple(name for name, state in _STATES.items() if not state.is_final)
 _LOOK_S = 0.5
@@ -141,7 +148,12 @@ def read_config(row: Row) -> Config:
 
 
 def read_state(row: Row) -> TrialState:
-    """Return where a trial stands; a state that this Balsam should not have counts as waiting."""
+    """Return where a trial stands; a state that this Balsam should not have counts as waiting.
+
+    One that the driver will let run once more is RUNNING until it does.
+    """
+    if runs_again(row):
+        return TrialState.RUNNING
     if "result" in row["data"]:
         return TrialState.FAILED if row["data"]["result"].get("objective") is None else TrialState.DONE
     state = _STATES.get(row["state"], TrialState.READY)
@@ -157,14 +169,54 @@ def read_outcome(row: Row) -> dict[str, Any]:
     if "result" in row["data"]:
         return dict(row["data"]["result"])
     failure = f"the run left no result; see job.out in the folder {row['workdir']} of the site's data"
+    fault = faults.Fault.MACHINE
     try:
         if row.get("serialized_return_value"):
             return dict(unpack(row["serialized_return_value"]))
         if row.get("serialized_exception"):
             failure = reason(unpack(row["serialized_exception"])[0])
     except BalsamError as error:
-        failure = str(error)
-    return {"objective": None, "failure": failure, "metadata": {}}
+        failure, fault = str(error), faults.Fault.CONFIGURATION
+    return {"objective": None, "failure": failure, "fault": fault.value, "metadata": {}}
+
+
+def earlier_tries(row: Row) -> list[dict[str, Any]]:
+    """Return the runs of a trial that ended by the machine's fault and were run once more."""
+    return list(row["data"].get("tries", ()))
+
+
+def runs_again(row: Row) -> bool:
+    """Return whether a trial's run ended by the machine's fault and is to be run once more."""
+    data = row["data"]
+    if "gathered" in data or "cancelled" in data or ("result" not in data and row["state"] not in _FINAL):
+        return False
+    return faults.runs_again(read_outcome(row), len(earlier_tries(row)))
+
+
+def run_again(gateway: Gateway, outcomes: Mapping[int, dict[str, Any]], rows: Iterable[Row]) -> list[Row]:
+    """Give trials whose run ended by the machine's fault back to the queue, once Balsam is done with the run.
+
+    Parameters
+    ----------
+    outcomes
+        How each of `rows` ended, by the job's id.
+
+    Returns
+    -------
+    list[Row]
+        The rows that wait now, changed here as in Balsam.
+    """
+    again = [row for row in rows if row["state"] in _FINAL]  # before that the launcher still has something to say
+    changed = {}
+    for row in again:
+        outcome = outcomes[row["id"]]
+        this = {key: outcome.get(key) for key in ("failure", "host", "start", "end")}
+        kept = {key: value for key, value in row["data"].items() if key != "result"}
+        changed[row["id"]] = {**kept, "tries": [*earlier_tries(row), this]}
+    gateway.restart_jobs(changed, "ended by the machine's fault: once more")
+    for row in again:
+        row.update(data=changed[row["id"]], state="RESTART_READY", serialized_return_value="", serialized_exception="")
+    return again
 
 
 def read_result(number: int, outcome: Mapping[str, Any]) -> Result:
@@ -201,10 +253,42 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     line["m:balsam_job_id"] = row["id"]
     line["m:site"] = site
     line["m:failure"] = outcome.get("failure") or (NEVER_STARTED if state is TrialState.CANCELLED else None)
+    if earlier_tries(row):
+        line["m:retried_after"] = "; ".join(_said_of(earlier) for earlier in earlier_tries(row))
+    if data.get("gathered", {}).get("cuts"):
+        line["m:cut_by_allocations"] = data["gathered"]["cuts"]
     for name, value in (outcome.get("metadata") or {}).items():
         column = f"m:{name}" if f"m:{name}" not in line else f"m:metadata:{name}"  # ours stay what they are
         line[column] = json.dumps(value) if isinstance(value, (dict, list)) else value
     return line
+
+
+def choose_one(rows: Sequence[Row]) -> Row:
+    """Return which of several jobs of one trial stands for it: one taken in, with a result, that runs, the oldest."""
+
+    def rank(row: Row) -> tuple[bool, bool, bool, int]:
+        has_result = "result" in row["data"] or read_state(row) is TrialState.DONE
+        return "gathered" not in row["data"], not has_result, row["state"] in WAITING_STATES, int(row["id"])
+
+    return min(rows, key=rank)
+
+
+def set_aside(gateway: Gateway, search: str, row: Row, kept_id: int, now: float) -> None:
+    """Take a job out of its search, because another one stands for its trial.
+
+    That a trial has two happens when the answer to their creation was lost and the driver died, or looked too early.
+    The job loses the tag ``search`` and says why in ``data["set_aside"]``; if it waits, it never runs. A run of it that
+    is under way ends by itself, and nobody counts it.
+    """
+    tags = {"set_aside": search, "trial": row["tags"]["trial"]}
+    why = f"job {kept_id} stands for the same trial"
+    gateway.retag_job(row["id"], tags, {**row["data"], "set_aside": {"at": now, "why": why, "kept": kept_id}})
+    gateway.move_jobs(tags, WAITING_STATES, "FAILED", why, [row["id"]])
+
+
+def _said_of(earlier: Mapping[str, Any]) -> str:
+    host = earlier.get("host")
+    return f"{earlier.get('failure')}" + (f" on {host}" if host else "")
 
 
 def mend(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:

@@ -316,6 +316,19 @@ class HpProblem:
             raise ProblemError(f"The configuration {given[index]} is excluded by a forbidden clause: {clause}.")
         return encoder.decode(legal)
 
+    def fill_in(self, config: Mapping[str, Any]) -> Config:
+        """Return `config` with the defaults of the active hyperparameters that it lacks, checked as a whole.
+
+        Raises
+        ------
+        ProblemError
+            As `check_configuration`.
+        """
+        encoder = self.encoder
+        given = self._check_values(config, encoder)
+        filled = encoder.decode(encoder.snap(encoder.encode([given])))[0]
+        return self.check_configuration({**filled, **given})
+
     @staticmethod
     def _check_values(config: Mapping[str, Any], encoder: Encoder) -> Config:
         if not isinstance(config, Mapping):

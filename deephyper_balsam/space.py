@@ -82,6 +82,8 @@ class Encoder:
         self._forbidden = list(space.forbidden_clauses)
         clauses = [*space.conditions, *self._forbidden]
         self._read = {at[name] for clause in clauses for name in _names_read(clause)}
+        self.parents = frozenset(at[name] for clause in space.conditions for name in _names_read(clause))
+        """Columns on whose values others depend for being active."""
         self._scales = {j: scale_of([self.columns[j]]) for j in self._read}
         self._tables = {j: self._vector_table(j) for j in self._read}
         self._quantiles = {j: q for j in range(self.width) if (q := self._quantile_table(j)) is not None}

@@ -14,18 +14,21 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deephyper_balsam.command import end_children, run_command
+from deephyper_balsam import faults
+from deephyper_balsam.command import ProcessKilled, run_command
 from deephyper_balsam.errors import TargetError
+from deephyper_balsam.supervise import Ending, clean_file, supervise
 from deephyper_balsam.targets import load_object, own_traceback, printable, reason, shorten
 
 MAX_METADATA_CHARS = 50_000
 _LEFT_OUT = "(too large, left out)"
-_WATCHDOG_GRACE_S = 10.0
 _RANK_VARIABLES = (
     "OMPI_COMM_WORLD_RANK",
     "PMIX_RANK",
@@ -76,7 +79,8 @@ def evaluate(run: RunFunction, job: RunningJob, clock: Callable[[], float] = tim
     -------
     dict
         ``objective`` (float or None), ``failure`` (None or one line), ``traceback``, ``metadata``, ``start`` and
-        ``end`` (seconds since the epoch on this node), ``host``. Only KeyboardInterrupt goes through.
+        ``end`` (seconds since the epoch on this node), ``host``; ``fault`` where it is not the configuration's (see
+        `deephyper_balsam.faults`). Only KeyboardInterrupt goes through.
     """
     started_at = clock()
     outcome: Outcome = {"objective": None, "failure": None, "metadata": {}}
@@ -88,7 +92,11 @@ def evaluate(run: RunFunction, job: RunningJob, clock: Callable[[], float] = tim
         outcome["failure"] = str(error)
     except SystemExit as error:
         outcome["failure"] = f"the run function called sys.exit({error.code!r})"
+    except ProcessKilled as error:
+        outcome.update(_machines_fault(error.signal_number))
     except BaseException as error:
+        if isinstance(error, MemoryError):  # let go of what fills it, to have room for the words
+            traceback.clear_frames(error.__traceback__)
         outcome.update(failure=reason(error), traceback=own_traceback(error))
     return {**outcome, "start": started_at, "end": clock(), "host": socket.gethostname()}
 
@@ -168,18 +176,14 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def time_limit(limit_s: float | None, on_stuck: Callable[[], None]) -> Iterator[None]:
-    """Raise `TrialTimeout` in the block after `limit_s` seconds; end the process tree if the block does not react.
+def time_limit(limit_s: float | None) -> Iterator[None]:
+    """Raise `TrialTimeout` in the block after `limit_s` seconds, by a timer signal; None or 0: no limit.
 
-    A timer signal raises in Python code. Code that hangs outside Python (or swallows the exception) is ended by a
-    watchdog process ten seconds later, after it called `on_stuck` to deliver the failure.
+    Code that hangs outside Python, or swallows the exception, does not react: its supervisor ends it ten seconds later.
     """
     if not limit_s:
         yield
         return
-    watchdog = os.fork()
-    if watchdog == 0:
-        _watch(os.getppid(), limit_s + _WATCHDOG_GRACE_S, on_stuck)
 
     def ring(_signum: int, _frame: Any) -> None:
         raise TrialTimeout(timeout_reason(limit_s))
@@ -191,28 +195,11 @@ def time_limit(limit_s: float | None, on_stuck: Callable[[], None]) -> Iterator[
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(watchdog, signal.SIGKILL)
-            os.waitpid(watchdog, 0)
 
 
 def timeout_reason(limit_s: float) -> str:
     """Return the reason kept for a run that took longer than its `eval_timeout`."""
     return f"timed out after {limit_s:g} s"
-
-
-def _watch(parent_pid: int, limit_s: float, on_stuck: Callable[[], None]) -> None:
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if os.getppid() != parent_pid:
-            os._exit(0)
-        time.sleep(0.2)
-    try:
-        on_stuck()
-    finally:
-        end_children(parent_pid, sparing=os.getpid())
-        os.kill(parent_pid, signal.SIGKILL)
-        os._exit(0)
 
 
 # --- inside Balsam ---------------------------------------------------------------------------------------------------
@@ -264,24 +251,50 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         return dict(data["result"])
     workdir = Path.cwd()
     job = RunningJob(int(app.job.tags.get("trial", -1)), parameters)
-    limit_s = data.get("eval_timeout_s")
+    limit_s = data.get("eval_timeout_s") or None
     started_at = time.time()
 
-    def timed_out() -> Outcome:
-        ends = {"start": started_at, "end": time.time(), "host": socket.gethostname()}
-        return {**_failure(timeout_reason(limit_s or 0.0)), "metadata": {}, **ends}
+    def work(began: Callable[[], None]) -> Outcome:
+        run = _load(spec, workdir)  # its imports are the application's, not this configuration's: no limit on them
+        began()
+        outcome: Outcome | None = None
+        try:
+            with time_limit(limit_s):
+                outcome = evaluate(run, job)
+        except TrialTimeout as error:  # the bell rang after the run function had ended
+            outcome = outcome or {**_failure(str(error)), "metadata": {}, **ends(started_at)}
+        return outcome
 
-    outcome: Outcome | None = None
-    run = _load(spec, workdir)  # its imports are the application's, not this configuration's: no limit on them
-    try:
-        with time_limit(limit_s, lambda: deliver(app, data, timed_out())):
-            outcome = evaluate(run, job)
-    except TrialTimeout:  # the bell rang after the run function had ended
-        outcome = outcome or timed_out()
-    end_children(os.getpid())
-    if app.job.num_nodes * app.job.ranks_per_node == 1 or rank() == 0:
+    ending = supervise(work, limit_s)
+    clean_file(workdir / "job.out")
+    outcome = ending.said or {**_last_words(ending, limit_s), **ends(started_at)}
+    alone = app.job.num_nodes * app.job.ranks_per_node == 1
+    if alone or rank() == 0:
         deliver(app, data, outcome)
+    if not alone and ending.said is None:  # MPI ends the other ranks when one fails
+        raise RuntimeError(outcome["failure"])
+    if not alone and rank() != 0:  # Balsam prints what is returned, and its agent takes what comes first
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return outcome
+
+
+def ends(started_at: float) -> Outcome:
+    """Return when and where a run that began at `started_at` ended: here and now."""
+    return {"start": started_at, "end": time.time(), "host": socket.gethostname()}
+
+
+def _last_words(ending: Ending, limit_s: float | None) -> Outcome:
+    """Return the outcome of a run that ended without a word."""
+    if ending.timed_out:
+        return {**_failure(timeout_reason(limit_s or 0.0)), "metadata": {}}
+    if ending.signal is not None:
+        return {"objective": None, "metadata": {}, **_machines_fault(ending.signal)}
+    how = f"the run ended its own process with status {ending.status} and left no result"
+    return {**_failure(f"{how} (os._exit, or a library that exits?)"), "metadata": {}}
+
+
+def _machines_fault(signal_number: int) -> Outcome:
+    return {"failure": faults.killed(signal_number), "fault": faults.Fault.MACHINE.value}
 
 
 def rank() -> int:
@@ -294,13 +307,26 @@ def rank() -> int:
 
 
 def deliver(app: Any, data: Mapping[str, Any], outcome: Outcome) -> None:
-    """Write the outcome into the job's own `data`; where the API is out of reach, Balsam's return value must do."""
+    """Write the outcome into the job's own `data`; where the API is out of reach, Balsam's return value must do.
+
+    The write replaces `data` whole, so what others wrote while the run went on is read first. The result of another
+    run of the same job, after this one was given up for lost, stays.
+    """
     client = app._client
     client.retry_count, client.connect_timeout, client.read_timeout = 3, 5.0, 30.0
     try:
+        data = _data_now(client, app.job.id, data)
+        if "result" in data:
+            return
         client.bulk_patch("jobs/", [{"id": app.job.id, "data": {**data, "result": outcome}}])
     except Exception as error:
         print(f"The result could not be written to Balsam from here ({error}); it goes by the return value.")  # noqa: T201
+
+
+def _data_now(client: Any, job_id: int, before: Mapping[str, Any]) -> Mapping[str, Any]:
+    row = client.get(f"jobs/{job_id}")
+    data: Mapping[str, Any] = before if row is None else row["data"]
+    return data
 
 
 def even_update(job: Any, state: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from deephyper_balsam.errors import BalsamError, DeepHyperBalsamError, InputError
+from deephyper_balsam.errors import BalsamError, DeepHyperBalsamError, InputError, TakenOverError
 
 EXIT_NO_RESULT = 1
 EXIT_BAD_INPUT = 2
@@ -56,6 +56,9 @@ class _LazyGroup(click.Group):
         except BalsamError as error:
             _say(error)
             ctx.exit(EXIT_NO_BALSAM)
+        except TakenOverError as error:
+            _say(error)
+            ctx.exit(EXIT_INTERRUPTED)
         except DeepHyperBalsamError as error:
             _say(error)
             ctx.exit(EXIT_NO_RESULT)

@@ -43,10 +43,10 @@ def run_target(problem: str) -> str:
     return problem.partition(":")[0]
 
 
-def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
+def drive(search: Any, max_evals: int | None, timeout: float | None, *, takeover: bool = False) -> int:
     """Run a search with its progress shown and its signals minded; the exit code.
 
-    The first SIGINT or SIGTERM ends it orderly, the second at once.
+    The first SIGINT or SIGTERM ends it orderly and soon, the second at once.
     """
     from deephyper_balsam.cli.progress import ProgressView
     from deephyper_balsam.results import claim_folder
@@ -56,6 +56,7 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
 
     def end(signum: int, _frame: Any) -> None:
         if search.stopped:
+            search.leave_now()
             sys.exit(EXIT_INTERRUPTED)
         click.echo("Ending the search; once more to leave at once.", err=True)
         search.stop()
@@ -63,7 +64,7 @@ def drive(search: Any, max_evals: int | None, timeout: float | None) -> int:
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with ProgressView(search.name) as view:
-            frame = search.search(max_evals=max_evals, timeout=timeout, on_progress=view)
+            frame = search.search(max_evals=max_evals, timeout=timeout, on_progress=view, takeover=takeover)
     except DeepHyperBalsamError:
         if ours:  # the folder of a search that was refused before it wrote anything
             with contextlib.suppress(OSError):  # not empty: it stays

@@ -14,12 +14,13 @@ import yaml
 
 from deephyper_balsam.cli import EXIT_NO_RESULT
 from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option, run_target
+from deephyper_balsam.cli.orders import add, extend, stop
+from deephyper_balsam.cli.standing import by_state, echo_standing, standing
 from deephyper_balsam.errors import SettingsError
 
 _REQUIRED = ("problem", "site")
 # names of search.yaml and of the options that belong to the method, given on only when they were set
 _METHOD_OPTIONS = ("surrogate", "acq_func", "kappa", "xi", "liar_strategy", "initial_design", "num_initial")
-_STOP_WAIT_S = 60.0
 
 
 @click.group()
@@ -46,6 +47,9 @@ class _Finite(click.FloatRange):
         return number
 
 
+_TAKEOVER = click.option(
+    "--takeover", is_flag=True, help="Drive although another driver gave a sign of life lately: it is gone for good."
+)
 _SECONDS = _Finite(min=0, min_open=True)
 _NOT_NEGATIVE = _Finite(min=0)
 
@@ -94,15 +98,24 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option(
     "--nodes",
     type=_COUNT,
-    help="Ask for an allocation of so many nodes, again whenever none is alive. [default: use those there are]",
+    help="Ask for allocations of so many nodes, one after the other. [default: use those there are]",
 )
 @click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: 60]")
+@click.option(
+    "--max-allocations", type=_COUNT, help="So many allocations at the same time, while there is work. [default: 1]"
+)
 @click.option("--queue", help="Queue of the allocation. [default: local]")
 @click.option("--project", help="Project that pays for the allocation. [default: local]")
 @click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]")
+@click.option(
+    "--max-failures",
+    type=click.IntRange(min=0),
+    help="End when the first so many trials all fail alike; 0: never. [default: 5]",
+)
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
+@_TAKEOVER
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, start nothing.")
-def run(name: str, file: Path | None, dry_run: bool, **given: Any) -> None:
+def run(name: str, file: Path | None, takeover: bool, dry_run: bool, **given: Any) -> None:
     """Search: keep nodes busy with configurations until the budget is used. The same command again goes on with it.
 
     \b
@@ -114,7 +127,54 @@ def run(name: str, file: Path | None, dry_run: bool, **given: Any) -> None:
     if dry_run:
         click.echo(yaml.safe_dump(_plain(settings), sort_keys=False), nl=False)  # as it is, a --file
         return
-    raise click.exceptions.Exit(drive(made, settings.get("max_evals"), settings.get("timeout")))
+    raise click.exceptions.Exit(drive(made, settings.get("max_evals"), settings.get("timeout"), takeover=takeover))
+
+
+@search.command()
+@click.argument("name")
+@click.option(
+    "--nodes", type=_COUNT, help="Ask for allocations of so many nodes. [default: as the search was begun with]"
+)
+@click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: as begun]")
+@click.option("--queue", help="Queue of the allocation. [default: as begun]")
+@click.option("--project", help="Project that pays for the allocation. [default: as begun]")
+@click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: as begun]")
+@click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
+@_TAKEOVER
+def resume(name: str, log_dir: Path | None, takeover: bool, **given: Any) -> None:
+    """Go on with the search NAME, rebuilt from Balsam alone, until the budget that it has now is used.
+
+    It works in an empty folder and on another machine with the same Balsam login. Evaluations that run are collected,
+    and nothing is evaluated twice.
+
+    \b
+    Example:
+      deephyper-balsam search resume digits-1
+    """
+    from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.record import find_record
+    from deephyper_balsam.search import Search
+
+    recorded = find_record(Gateway(), name).settings
+    made = Search.resume(name, log_dir=log_dir or ".", allocation=_other_allocation(recorded.get("allocation"), given))
+    raise click.exceptions.Exit(drive(made, None, None, takeover=takeover))
+
+
+def _other_allocation(recorded: dict[str, Any] | None, given: dict[str, Any]) -> Any:
+    """Return the allocation to ask for, if it is to be another one than was recorded."""
+    from deephyper_balsam.allocations import AllocationRequest
+
+    changes = {key: value for key, value in given.items() if value is not None}
+    if not changes:
+        return None
+    settings = {**(recorded or {}), **changes}
+    if "nodes" not in settings:
+        raise SettingsError(
+            "This search asks for no allocations; give --nodes too if it shall, beside "
+            + ", ".join("--" + key.replace("_", "-") for key in changes)
+            + "."
+        )
+    return AllocationRequest(**settings)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +257,7 @@ def _build(name: str, settings: dict[str, Any]) -> Any:
         seed=settings.get("seed"),
         log_dir=settings.get("log_dir", "."),
         asked_for=_plain(settings),
+        **{key: settings[key] for key in ("max_failures",) if key in settings},
         **{key: settings[key] for key in _METHOD_OPTIONS if key in settings},
     )
 
@@ -215,14 +276,16 @@ def ls(as_json: bool) -> None:
     Example:
       deephyper-balsam search ls
     """
+    from deephyper_balsam.drivers import at_the_wheel, read_lives
     from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_records, read_driver
+    from deephyper_balsam.record import find_records
 
     gateway = Gateway()
+    records, lives = find_records(gateway), read_lives(gateway)
     rows = []
-    for record in find_records(gateway):
-        driver = read_driver(gateway, record.name)
-        alive = driver is not None and driver.is_alive(time.time())
+    for record in records:
+        driver = at_the_wheel(lives.get(record.name, []), gateway.now())
+        past = [life for life in lives.get(record.name, []) if life.driving_since is not None and life != driver]
         rows.append(
             {
                 "name": record.name,
@@ -230,29 +293,29 @@ def ls(as_json: bool) -> None:
                 "problem": record.settings["problem"].get("name"),
                 "site": record.settings["site"],
                 "begun": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created_at)),
-                "driver": f"{driver.host}:{driver.pid}" if driver is not None and alive else None,
+                "driver": None if driver is None else f"{driver.host}:{driver.pid}",
+                "last": None if driver is not None or not past else past[-1].why or "lost",
             }
         )
-    echo_table(rows, ("name", "method", "problem", "site", "begun", "driver"), as_json, "There is no search yet.")
+    columns = ("name", "method", "problem", "site", "begun", "driver", "last")
+    echo_table(rows, columns, as_json, "There is no search yet.")
 
 
 @search.command()
 @click.argument("name")
 @json_option
 def status(name: str, as_json: bool) -> None:
-    """Say how the search NAME stands: trials by state, the best, failures by reason, who drives it.
+    """Say how the search NAME stands: its drivers, now and before, trials by state, failures by reason, the best.
 
     \b
     Example:
       deephyper-balsam search status digits-1
     """
-    from deephyper_balsam.record import read_driver
+    from deephyper_balsam.evaluators.health import read_health
     from deephyper_balsam.results import best
 
     gateway, record, lines = _read(name)
-    driver = read_driver(gateway, name)
-    now = time.time()
-    alive = driver is not None and driver.is_alive(now)
+    health = read_health(gateway, name)
     states: dict[str, int] = {}
     failures: dict[str, int] = {}
     for line in lines:
@@ -260,30 +323,22 @@ def status(name: str, as_json: bool) -> None:
         if line["job_status"] == "FAILED":
             failures[line["m:failure"]] = failures.get(line["m:failure"], 0) + 1
     best_line = best(lines)
+    found = standing(gateway, record)
     if as_json:
-        echo_json(
-            {
-                "name": name,
-                "settings": record.settings,
-                "states": states,
-                "failures": failures,
-                "best": best_line,
-                "driver": None if driver is None or not alive else {"host": driver.host, "pid": driver.pid},
-            }
-        )
+        trials = {"settings": record.settings, "states": states, "failures": failures, **health, "best": best_line}
+        echo_json({"name": name, **trials, **found})
         return
     click.echo(
         f"Search {name}: {record.settings['method']} on {record.settings['problem'].get('name')} "
         f"at {record.settings['site']}"
     )
-    click.echo(
-        f"Driver: {driver.host}, process {driver.pid}, last sign of life {now - driver.at:.0f} s ago"
-        if driver is not None and alive
-        else "Driver: none"
-    )
-    click.echo("Trials: " + (_by_state(states) or "none yet"))
+    evaluated = states.get("DONE", 0) + states.get("FAILED", 0)
+    echo_standing(name, found, evaluated)
+    click.echo("Trials: " + (by_state(states) or "none yet"))
     for reason, count in sorted(failures.items(), key=lambda entry: -entry[1])[:10]:
         click.echo(f"  failed {count}x: {reason}")
+    for words in _health_said(health):
+        click.echo(words)
     echo_best(best_line)
 
 
@@ -340,39 +395,24 @@ def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None
         click.echo(frame.to_csv(index=False), nl=False)
 
 
-@search.command()
-@click.argument("name")
-def stop(name: str) -> None:
-    """Stop the search NAME: no new trials, waiting ones withdrawn; its driver exits with 0 if there is a result.
-
-    Trials that run go on; where they run in an allocation that the driver asked for, they end with it and begin anew
-    when the search goes on.
-
-    \b
-    Example:
-      deephyper-balsam search stop digits-1
-    """
-    from deephyper_balsam.jobs import withdraw_waiting
-    from deephyper_balsam.record import ask_to_stop
-
-    gateway, _, _ = _read(name)
-    driver = ask_to_stop(gateway, name, time.time())
-    if driver is None:
-        withdrawn = withdraw_waiting(gateway, name, time.time())
-        click.echo(f"Nobody drives {name}; {len(withdrawn)} waiting trials withdrawn.")
-        return
-    click.echo(f"Asked the driver (process {driver.pid} on {driver.host}) to stop ...")
-    deadline = time.monotonic() + _STOP_WAIT_S
-    while ask_to_stop(gateway, name, time.time()) is not None:
-        if time.monotonic() > deadline:
-            click.echo("It has not stopped yet; it will at its next look at Balsam.")
-            return
-        time.sleep(0.5)
-    click.echo("Stopped.")
+for _command in (stop, extend, add):
+    search.add_command(_command)
 
 
-def _by_state(states: dict[str, int]) -> str:
-    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
+def _health_said(health: dict[str, Any]) -> list[str]:
+    from deephyper_balsam.evaluators.health import too_long_said
+
+    said = [f"  run once more {count}x after: {reason}" for reason, count in health["retried_after"].items()]
+    if health["cut"]:
+        most = sorted(health["cut"].items(), key=lambda entry: -entry[1])[:10]
+        said.append(
+            "Cut by the end of an allocation, and still to be run: "
+            + ", ".join(f"trial {number} ({count}x)" for number, count in most)
+        )
+    if health["too_long"]:
+        said.append(f"Too long: {too_long_said(health['too_long'])}")
+    said += [f"Node {host} failed all {count} runs that it got" for host, count in health["failing_nodes"].items()]
+    return said
 
 
 def _read(name: str) -> tuple[Any, Any, list[dict[str, Any]]]:

@@ -7,22 +7,26 @@ import math
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from deephyper_balsam import jobs
-from deephyper_balsam import record as wheel
-from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam import faults, jobs
+from deephyper_balsam.allocations import AllocationRequest, Allocations, Work
 from deephyper_balsam.apps import register, resolve_run
-from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError
+from deephyper_balsam.drivers import Life, Wheel, read_lives
+from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, SettingsError
+from deephyper_balsam.evaluators import limits
+from deephyper_balsam.evaluators.health import Health
 from deephyper_balsam.gateway import Gateway, Row, check_name
 from deephyper_balsam.jobs import Resources as Resources  # public here: evaluators.balsam.Resources
-from deephyper_balsam.record import SearchRecord
+from deephyper_balsam.orders import STOP, Order, answer_order, effective_budget, read_orders
+from deephyper_balsam.record import SearchRecord, check_same, create_record, find_record, find_records
 from deephyper_balsam.trial import Result, Trial, TrialState
+from deephyper_balsam.watch import SiteWatch
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ PIPELINE_DELAY_S = 6.0
 
 _OVERLAP_S = 10.0  # a poll looks back this far: clocks differ, and a commit may land late
 _RECENT_RUNS = 200
+_DOUBT_S = 90.0  # so long after a lost answer, what was asked for may still be done
 _SETTLE_S = 6.0  # Balsam notes a run's end two to four seconds after the run itself has told us
 
 
@@ -48,12 +53,22 @@ class History:
         The results that a driver took in, in the order in which it did.
     withdrawn
         The numbers of trials that were withdrawn before they ran.
+    orders
+        What people asked of it, answered or not; the oldest first.
+    max_evals, timeout_s
+        Its budget now: as planned, given, and extended; None: no limit.
+    drove_s
+        How long earlier drivers drove it, seconds.
     """
 
     record: SearchRecord
     trials: list[Trial]
     results: list[Result]
     withdrawn: list[int]
+    orders: list[Order]
+    max_evals: int | None
+    timeout_s: float | None
+    drove_s: float
 
 
 class BalsamEvaluator:
@@ -63,7 +78,7 @@ class BalsamEvaluator:
     ----------
     run
         The run function; or ``"file.py:run"``, ``"package.module:run"``, the YAML of a shell command, the name of a
-        bundled application.
+        bundled application; or the spec that a search recorded (`deephyper_balsam.apps`), which is not loaded here.
     site
         The name of the Balsam site.
     resources
@@ -83,7 +98,7 @@ class BalsamEvaluator:
 
     def __init__(
         self,
-        run: str | Callable[..., Any],
+        run: str | Callable[..., Any] | Mapping[str, Any],
         site: str,
         *,
         resources: Resources | None = None,
@@ -94,7 +109,10 @@ class BalsamEvaluator:
     ) -> None:
         if eval_timeout is not None and eval_timeout <= 0:
             raise InputError(f"`eval_timeout > 0` (seconds) must hold, but got {eval_timeout}.")
-        self.spec = resolve_run(run)
+        if allocation is not None:
+            asked_min = 0 if resources is None else resources.wall_time_min
+            limits.check_fits(asked_min, eval_timeout, allocation.wall_time_min)
+        self.spec = dict(run) if isinstance(run, Mapping) else resolve_run(run)
         self.resources = resources or Resources()
         self.eval_timeout_s = eval_timeout
         self.gateway = Gateway(client_path)
@@ -111,9 +129,15 @@ class BalsamEvaluator:
         self._gathered: set[int] = set()
         self._order = 0
         self._doubtful = False
+        self._look_again_at: float | None = None
+        self._job_ids: dict[int, int] = {}  # trial number -> id of its job
         self._durations_s: deque[float] = deque(maxlen=_RECENT_RUNS)
-        self._driver: wheel.Driver | None = None
+        self._wheel: Wheel | None = None
+        self._watch: SiteWatch | None = None
+        self._orders_seen: set[int] = set()
         self.allocations: Allocations | None = None
+        self.health: Health | None = None
+        self._limit = limits.StartLimit(self.resources.wall_time_min, eval_timeout)
 
     @property
     def workers(self) -> int:
@@ -125,37 +149,122 @@ class BalsamEvaluator:
         """What a search with this evaluator writes into its record."""
         return {"run": self.spec, "site": self.site["name"]}
 
+    @classmethod
+    def recorded(
+        cls,
+        name: str,
+        *,
+        allocation: AllocationRequest | None = None,
+        client_path: str | Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> tuple[BalsamEvaluator, SearchRecord]:
+        """Return the evaluator of a search that was begun before, rebuilt from its record alone, and the record.
+
+        Parameters
+        ----------
+        allocation
+            In place of the one that the search was begun with.
+
+        Raises
+        ------
+        UnknownSearchError
+            There is no such search; the message names those there are.
+        """
+        record = find_record(Gateway(client_path), name)
+        settings = record.settings
+        if allocation is None and settings.get("allocation"):
+            allocation = AllocationRequest(**settings["allocation"])
+        made = cls(
+            settings["run"],
+            settings["site"],
+            resources=Resources(**settings["resources"]),
+            eval_timeout=settings.get("eval_timeout"),
+            allocation=allocation,
+            client_path=client_path,
+            clock=clock,
+        )
+        return made, record
+
     # --- the beginning -------------------------------------------------------------------------------------------
 
-    def open(self, name: str, settings: dict[str, Any], max_evals: int | None = None) -> History:
-        """Begin the search `name`, or pick it up where it stands.
+    def knows(self, name: str) -> bool:
+        """Whether a search of this name was begun before."""
+        return bool(find_records(self.gateway, name))
+
+    def open(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        *,
+        max_evals: int | None = None,
+        timeout_s: float | None = None,
+        asked_for: Mapping[str, Any] | None = None,
+        takeover: bool = False,
+    ) -> History:
+        """Begin the search `name`, or pick it up where it stands, as its only driver.
 
         Parameters
         ----------
         settings
             What the search is; a search of that name must have been begun with the same. A ``seed`` of None accepts
             the seed it was begun with.
-        max_evals
-            The budget that a new search is planned for; kept in its record. A later life may have another.
+        max_evals, timeout_s
+            The budget that this driver is given; None for both: that of the search as it stands. A new search is
+            planned for it, and keeps it in its record.
+        asked_for
+            In what words the search was asked for; kept in the record of a new one.
+        takeover
+            The driver that there is, is gone.
 
         Raises
         ------
         SearchExistsError
             The name belongs to a search with other settings.
+        SearchRunningError
+            Another driver is at work.
         """
         check_name(name)
         settings = {**settings, **self.settings}
-        found = wheel.find_records(self.gateway, name)
-        if found:
-            record = found[0]
-            checked = {key: value for key, value in settings.items() if (key, value) != ("seed", None)}
-            wheel.check_same(record, checked)
-        else:
-            if any(True for _ in self.gateway.jobs(jobs.trial_tags(name))):
-                raise SearchExistsError(
-                    f"Jobs tagged search={name} are in this Balsam already, but were made by something else. "
-                    "Choose another name."
-                )
+        if self._find(name, settings) is None and max_evals is None and timeout_s is None:
+            raise SettingsError("A search needs an end: give `max_evals` (evaluations), `timeout` (seconds) or both.")
+        self._wheel = Wheel.claim(
+            self.gateway,
+            name,
+            self.site["id"],
+            takeover=takeover,
+            max_evals=max_evals,
+            timeout_s=timeout_s,
+            clock=self._clock,
+        )
+        self._search = name
+        try:
+            return self._open(name, settings, max_evals, timeout_s, asked_for)
+        except BaseException as error:
+            self.abandon(f"could not begin: {str(error) or type(error).__name__}")
+            raise
+
+    def _find(self, name: str, settings: Mapping[str, Any]) -> SearchRecord | None:
+        """Return the record of a search that may go on with these settings; None if there is none of that name."""
+        for record in find_records(self.gateway, name):
+            check_same(record, {key: value for key, value in settings.items() if (key, value) != ("seed", None)})
+            return record
+        if any(True for _ in self.gateway.jobs(jobs.trial_tags(name))):
+            raise SearchExistsError(
+                f"Jobs tagged search={name} are in this Balsam already, but were made by something else. "
+                "Choose another name."
+            )
+        return None
+
+    def _open(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        max_evals: int | None,
+        timeout_s: float | None,
+        asked_for: Mapping[str, Any] | None,
+    ) -> History:
+        record = self._find(name, settings)  # again: whoever drove until now may have made it
+        if record is None:
             if settings.get("seed") is None:
                 settings["seed"] = secrets.randbits(31)
             settings = {
@@ -164,22 +273,25 @@ class BalsamEvaluator:
                 "eval_timeout": self.eval_timeout_s,
                 "num_workers": self.workers,
                 "max_evals": max_evals,
+                "timeout": timeout_s,
+                "allocation": None if self._request is None else asdict(self._request),
+                "asked_for": dict(asked_for or {}),
             }
-            record = wheel.create_record(self.gateway, name, settings, self.site["id"], self._clock())
-        self._driver = wheel.Driver.here(self._clock())
-        wheel.take_the_wheel(self.gateway, name, self._driver)
-        self._search, self._zero = name, record.created_at
+            record = create_record(self.gateway, name, settings, self.site["id"], self._clock())
+        self._zero = record.created_at
         self._forget_all()
         self._app_id, app_name = register(self.gateway, self.spec, self.site["name"])
         logger.info("Application %s at site %s", app_name, self.site["name"])
-        self.allocations = Allocations(
-            self.gateway, {self.site["id"]: self.site}, jobs.trial_tags(name), self.resources, self._request
-        )
+        sites = {self.site["id"]: self.site}
+        self.allocations = Allocations(self.gateway, sites, jobs.trial_tags(name), self.resources, self._request)
+        self._watch = SiteWatch(self.gateway, sites)
         return self._read_history(record)
 
     def _read_history(self, record: SearchRecord) -> History:
-        rows = list(self.gateway.jobs(jobs.trial_tags(record.name)))
+        rows = self._without_twins(list(self.gateway.jobs(jobs.trial_tags(record.name))))
         jobs.mend(self.gateway, record.name, rows)
+        self.health = Health(self.gateway, record.name, self._explain)
+        self.health.restore(rows)
         for row in rows:
             self._note(row)
         gathered = sorted(
@@ -192,17 +304,61 @@ class BalsamEvaluator:
         # What ended while no driver looked is collected like any other result: look at everything once more
         self._since, self._seen = None, {}
         cancelled = [row for row in rows if jobs.read_state(row) is TrialState.CANCELLED]
-        return History(record, trials, results, [jobs.trial_number(row) for row in cancelled])
+        lives, orders = self._lives_and_orders(record.name)
+        max_evals, timeout_s = effective_budget(record.settings, lives, orders)
+        return History(
+            record=record,
+            trials=trials,
+            results=results,
+            withdrawn=[jobs.trial_number(row) for row in cancelled],
+            orders=orders,
+            max_evals=max_evals,
+            timeout_s=timeout_s,
+            drove_s=sum(life.drove_s for life in lives if life.id != self._wheel_id),
+        )
 
-    def heartbeat(self) -> bool:
-        """Leave a sign of life in the search's record, now and then; whether someone asked the search to stop."""
-        assert self._search is not None
-        assert self._driver is not None
-        now = self._clock()
-        if now - self._driver.at < wheel.HEARTBEAT_S:
-            return False
-        self._driver, stop = wheel.beat(self.gateway, self._search, self._driver, now)
-        return stop
+    def _lives_and_orders(self, name: str) -> tuple[list[Life], list[Order]]:
+        lives = [life for life in read_lives(self.gateway, name)[name] if life.driving_since is not None]
+        orders = read_orders(self.gateway, name)
+        self._orders_seen = {order.id for order in orders}
+        for order in orders:
+            if order.what == STOP and order.handled is None and order.id < self._wheel_id:
+                self.answer(order, "the driver that it was meant for had ended before it")
+        return lives, orders
+
+    @property
+    def _wheel_id(self) -> int:
+        assert self._wheel is not None, "open() comes first"
+        return self._wheel.life.id
+
+    def heartbeat(self) -> list[Order]:
+        """Leave a sign of life now and then; what people asked of the search since the last call.
+
+        Raises
+        ------
+        TakenOverError
+            Another driver has taken over. Call `abandon`, and nothing else.
+        """
+        assert self._wheel is not None, "open() comes first"
+        self._wheel.beat()
+        news = [Order.read(row) for row in self._wheel.news if row["tags"]["kind"] == "order"]
+        self._wheel.news.clear()
+        new = [order for order in news if order.handled is None and order.id not in self._orders_seen]
+        self._orders_seen.update(order.id for order in new)
+        return new
+
+    def answer(self, order: Order, did: str, **details: Any) -> None:
+        """Write down what became of an order."""
+        answer_order(self.gateway, order, self._clock(), did, **details)
+
+    def note_outage(self, began_at: float, why: str) -> None:
+        """Keep, for `search status`, that Balsam did not answer from `began_at` until now."""
+        if self._wheel is not None:
+            self._wheel.note_outage(began_at, why)
+
+    def _fence(self) -> None:
+        assert self._wheel is not None, "open() comes first"
+        self._wheel.fence()
 
     # --- submit and collect --------------------------------------------------------------------------------------
 
@@ -211,20 +367,21 @@ class BalsamEvaluator:
         if not trials:
             return
         assert self._search is not None, "open() comes first"
+        self._fence()
         if self._doubtful:  # an answer was lost: what was created all the same must not be created twice
             there = {jobs.trial_number(row) for row in self.gateway.jobs(jobs.trial_tags(self._search))}
             trials = [trial for trial in trials if trial.number not in there]
         now = self._clock()
-        new = [
-            jobs.trial_job(trial, self._search, self._app_id, self.resources, now, self.eval_timeout_s)
-            for trial in trials
-        ]
+        needs = replace(self.resources, wall_time_min=self._limit.minutes)
+        new = [jobs.trial_job(trial, self._search, self._app_id, needs, now, self.eval_timeout_s) for trial in trials]
         try:
-            self.gateway.create_jobs(new)
+            ids = self.gateway.create_jobs(new)
         except BalsamError:  # of several batches some may be there, whatever befell the next
             self._doubtful = True
+            self._look_again_at = self._clock() + _DOUBT_S
             raise
         self._doubtful = False
+        self._job_ids.update((trial.number, job_id) for trial, job_id in zip(trials, ids, strict=True))
         for trial in trials:
             self._set_line(trial.number, {"job_id": trial.number, "job_status": TrialState.READY.value})
 
@@ -232,21 +389,37 @@ class BalsamEvaluator:
         """Look at the jobs that changed since the last look, and take in the results that are new."""
         assert self._search is not None, "open() comes first"
         assert self.allocations is not None
+        self._fence()
         self.allocations.refresh()
-        changed = [row for row in self._changed_rows() if self._seen.get(row["id"]) != row["last_update"]]
+        self._limit_starts()
+        if self._watch is not None:
+            self._watch.look(self.gateway.now())
+        rows = self._without_twins(self._changed_rows())
+        changed = [row for row in rows if self._seen.get(row["id"]) != row["last_update"]]
+        assert self.health is not None
+        self.health.run_again(changed)
+        self.health.look_for_cuts(changed, self._clock(), self.allocations.wall_time_s)
         arrived = [row for row in changed if self._is_news(row)]
         taken: dict[int, Row] = {}
         for row in arrived:
             outcome = self._explain(row)
-            gathered = {"order": self._order + len(taken), "at": self._clock()}
+            gathered: dict[str, Any] = {"order": self._order + len(taken), "at": self._clock()}
+            if self.health.cuts(row["id"]):
+                gathered["cuts"] = self.health.cuts(row["id"])
             row["data"] = {**row["data"], "result": outcome, "gathered": gathered}
             taken[row["id"]] = row
         self.gateway.write_data({job_id: row["data"] for job_id, row in taken.items()})
+        if any(jobs.read_state(row) is TrialState.DONE for row in taken.values()):
+            self.allocations.worked()
         # Nothing above changed us, so that after an error the same call can be made again
         self._order += len(taken)
         for row in changed:
             self._note(row)
         self._forget_old()
+        if taken or self._states[TrialState.RUNNING]:
+            self.allocations.note_work()
+        for row in taken.values():
+            self.health.take_in(row["data"]["result"])
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in taken.values()]
         for result in results:
             assert result.number is not None
@@ -255,9 +428,39 @@ class BalsamEvaluator:
                 self._durations_s.append(result.ended_at - result.started_at)
         return results
 
+    def _limit_starts(self) -> None:
+        assert self.allocations is not None
+        assert self._search is not None
+        if self._limit.update(self._durations_s, self.allocations.wall_time_s):
+            limits.apply(self.gateway, self._search, self._limit.minutes)
+            self._limit.applied()
+
     def _changed_rows(self) -> list[Row]:
         assert self._search is not None
-        return list(self.gateway.jobs(jobs.trial_tags(self._search), changed_since=self._since))
+        since = self._since
+        if self._look_again_at is not None and self._clock() > self._look_again_at:
+            since, self._look_again_at = None, None  # what was created late, after an answer was lost
+        return list(self.gateway.jobs(jobs.trial_tags(self._search), changed_since=since))
+
+    def _without_twins(self, rows: list[Row]) -> list[Row]:
+        """Return the rows without second jobs of a trial; those are set aside (see `jobs.set_aside`)."""
+        assert self._search is not None
+        by_number: dict[int, dict[int, Row]] = {}
+        for row in rows:
+            by_number.setdefault(jobs.trial_number(row), {})[row["id"]] = row
+        kept: list[Row] = []
+        for number, twins in by_number.items():
+            known = self._job_ids.get(number)
+            if known is not None and known not in twins:
+                twins.update({row["id"]: row for row in self.gateway.jobs(jobs.trial_tags(self._search), ids=[known])})
+            one = jobs.choose_one(list(twins.values()))
+            for row in twins.values():
+                if row is not one:
+                    logger.warning("Trial %d has two jobs; %d is set aside for %d", number, row["id"], one["id"])
+                    jobs.set_aside(self.gateway, self._search, row, one["id"], self._clock())
+            self._job_ids[number] = one["id"]
+            kept.append(one)
+        return kept
 
     def _is_news(self, row: Row) -> bool:
         ended = jobs.read_state(row) in (TrialState.DONE, TrialState.FAILED)
@@ -268,9 +471,8 @@ class BalsamEvaluator:
         outcome = jobs.read_outcome(row)
         if row["state"] == "FAILED" and "start" not in outcome:
             for event in self.gateway.events(job_id=row["id"], to_state="RUN_ERROR"):
-                code, tail = event["data"].get("returncode"), event["data"].get("error", "")
-                outcome["failure"] = f"the run ended with status {code} before it left a result"
-                outcome["traceback"] = str(tail)
+                outcome["failure"] = faults.exit_status_said(event["data"].get("returncode"))
+                outcome["traceback"] = str(event["data"].get("error", ""))
         return outcome
 
     def _note(self, row: Row) -> None:
@@ -286,6 +488,8 @@ class BalsamEvaluator:
         self._states.clear()
         self._durations_s.clear()
         self._doubtful = False
+        self._look_again_at = None
+        self._job_ids.clear()
         self._since, self._seen = None, {}
 
     def _forget_old(self) -> None:
@@ -320,10 +524,12 @@ class BalsamEvaluator:
             return 0
         if not self.capacity:
             return self.allocations.planned or self.resources.slots(self.resources.num_nodes)
+        closing = self.allocations.closing(self._limit.needed_s)  # a new run would be cut there, and none follows
+        lasting = self.capacity - closing
         if not self._durations_s:
-            return self.capacity
+            return lasting - closing
         share = PIPELINE_DELAY_S / max(fmean(self._durations_s), 0.1)
-        return min(self.capacity, math.ceil(self.capacity * share))
+        return min(lasting, math.ceil(lasting * share)) - closing
 
     @property
     def counts(self) -> dict[TrialState, int]:
@@ -342,19 +548,28 @@ class BalsamEvaluator:
 
     @property
     def notice(self) -> str | None:
-        """What a person should know about the allocations, if there is something."""
-        return None if self.allocations is None else self.allocations.notice
+        """What a person should know about the site, its nodes and the allocations, if there is something."""
+        said = [part.notice for part in (self._watch, self.allocations, self.health) if part is not None]
+        return "; ".join(notice for notice in said if notice) or None
 
-    def ensure_allocation(self) -> None:
-        """Ask for an allocation if none is alive and the evaluator may ask."""
+    def ensure_allocation(self, evaluations: int | None = None, seconds: float | None = None) -> None:
+        """Ask for an allocation if one is wanted and the evaluator may ask.
+
+        Parameters
+        ----------
+        evaluations, seconds
+            What is left of the search's budgets; None: no limit.
+        """
         if self.allocations is not None:
-            self.allocations.ensure()
+            self.allocations.avoid = [] if self.health is None else self.health.suspects
+            self.allocations.ensure(Work(evaluations, seconds))
 
     # --- the end -------------------------------------------------------------------------------------------------
 
     def cancel(self) -> list[int]:
         """Withdraw the trials that no node has begun; their numbers."""
         assert self._search is not None
+        self._fence()
         withdrawn = []
         waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock())
         for row in self._changed_rows():  # all of them: this may be the last look before the results are written
@@ -363,11 +578,32 @@ class BalsamEvaluator:
                 withdrawn.append(jobs.trial_number(row))
         return withdrawn
 
-    def close(self) -> None:
-        """End the allocations that were asked for here, and leave the wheel."""
-        if self.allocations is not None and self.allocations.owned:
-            assert self._search is not None
-            jobs.settle(self.gateway, self._search, _SETTLE_S)
-            self.allocations.release()
-        if self._search is not None and self._driver is not None:
-            wheel.leave_the_wheel(self.gateway, self._search, self._driver)
+    def close(self, why: str = "it was closed", *, leave_running: bool = False) -> None:
+        """End the allocations that were asked for here, and leave the wheel.
+
+        Parameters
+        ----------
+        why
+            Kept for `search status`.
+        leave_running
+            Allocations in which trials still run go on, so that a later life of the search finds their results.
+        """
+        try:
+            if self.allocations is not None and self.allocations.owned:
+                assert self._search is not None
+                if leave_running and self._states[TrialState.RUNNING]:
+                    self.allocations.leave()
+                else:
+                    jobs.settle(self.gateway, self._search, _SETTLE_S)
+                    self.allocations.release()
+        finally:
+            if self._wheel is not None:
+                self._wheel.leave(why)
+
+    def abandon(self, why: str) -> None:
+        """Leave the wheel and touch nothing else: another driver has the search, or it could not be begun."""
+        try:
+            if self._wheel is not None:
+                self._wheel.leave(why)
+        except BalsamError as error:
+            logger.warning("Balsam could not be told that this driver has left: %s", error)

@@ -35,12 +35,23 @@ class Criterion:
     radius
         How far from the best configuration it may be, see `Neighbourhood.away`; a trust region (Eriksson et al. 2019,
         arXiv:1910.01739) keeps exploration from being spent on the far corners of the space.
+    choice
+        Column of a categorical and index of the choice that it must have; None: any.
     """
 
     acq_func: str
     kappa: float = 0.0
     xi: float = 0.0
     radius: float = math.inf
+    choice: tuple[int, int] | None = None
+
+    def excludes(self, rows: FloatArray, away: FloatArray) -> BoolArray:
+        """Which rows, shape (m, d), that far from the best configuration, are not where it looks; shape (m,)."""
+        excluded = away > self.radius
+        if self.choice is not None:
+            column, index = self.choice
+            excluded |= rows[:, column] != index
+        return excluded
 
 
 def score(

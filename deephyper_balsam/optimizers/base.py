@@ -35,7 +35,8 @@ class Optimizer(Protocol):
     - `ask(n)` returns exactly `n` trials with distinct legal configurations while the space has `n` left, and fewer (at
       last none, with `exhausted` true) when it has not. It never gives a configuration that was asked or told before.
       A method that works in generations may return fewer while its generation is complete but not evaluated.
-    - Trial numbers count from 0 and are never reused. The problem's starting points come first.
+    - Trial numbers count from 0 and are never reused. The problem's starting points come first, then what was given to
+      `add`, before anything of the optimizer's own.
     - `tell` takes results of any subset of what was asked, in any order, interleaved with `ask`. Each number is told
       once: again with the same value is harmless, with another value an error; a number never asked is an error. A
       point from elsewhere is ``Result(None, y, config={...})``.
@@ -77,6 +78,10 @@ class Optimizer(Protocol):
 
     def ask(self, n: int = 1) -> list[Trial]:
         """The next `n` trials."""
+        ...
+
+    def add(self, config: Mapping[str, Any]) -> bool:
+        """Put a configuration first in line, as a trial of the kind ``"user"``; False if it is known already."""
         ...
 
     def tell(self, results: Iterable[Result]) -> None:
@@ -137,7 +142,7 @@ class HistoryOptimizer:
         self.num_workers = num_workers
         self._history = History(self._encoder.width)
         self._known: dict[bytes, int] = {}  # key -> how many trials and warm starts have it
-        self._starting_points = list(problem.starting_points)
+        self._first_in_line = [(point, "start") for point in problem.starting_points]
         self._exhausted = False
         self._leftover: _Leftover | None = None
 
@@ -188,7 +193,7 @@ class HistoryOptimizer:
         """
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
             raise SettingsError(f"`n >= 0` must hold for ask(n), but got (n={n!r}).")
-        trials = self._ask_starting_points(int(n))
+        trials = self._ask_first_in_line(int(n))
         if len(trials) < n:
             trials += self._admit(self._suggest(int(n) - len(trials)))
         if len(trials) < n and not self._waits:
@@ -203,12 +208,33 @@ class HistoryOptimizer:
     def _learn(self, new: slice) -> None:
         """Called after results were recorded; `new` says which rows of `self._history` they are."""
 
-    def _ask_starting_points(self, n: int) -> list[Trial]:
+    def _ask_first_in_line(self, n: int) -> list[Trial]:
         trials: list[Trial] = []
-        while self._starting_points and len(trials) < n:
-            origin = Origin("start", told=self.num_told)
-            trials += self._admit([(self._starting_points.pop(0), origin)])
+        while self._first_in_line and len(trials) < n:
+            config, kind = self._first_in_line.pop(0)
+            trials += self._admit([(config, Origin(kind, told=self.num_told))])
         return trials
+
+    def add(self, config: Mapping[str, Any]) -> bool:
+        """Put a configuration first in line, as a trial of the kind ``"user"``.
+
+        Returns
+        -------
+        bool
+            False, and nothing is changed, if it was asked or told before or is in line already.
+
+        Raises
+        ------
+        ProblemError
+            If it is not in the space.
+        """
+        checked = self._problem.check_configuration(config)
+        key = self._encoder.key(checked)
+        if key in self._known or any(self._encoder.key(other) == key for other, _ in self._first_in_line):
+            return False
+        self._first_in_line.append((checked, "user"))
+        self._exhausted = False
+        return True
 
     def _ask_random(self, n: int) -> list[Trial]:
         rows, keys = self._new_random_rows(n)
@@ -402,13 +428,11 @@ class HistoryOptimizer:
         for trial, row, key in zip(ordered, rows, self._encoder.keys(rows), strict=True):
             self._history.ask(row, trial.number)
             self._known[key] = self._known.get(key, 0) + 1
-        asked = {
-            self._encoder.key(config) for config, t in zip(configs, ordered, strict=True) if t.origin.kind == "start"
-        }
-        self._starting_points = [p for p in self._starting_points if self._encoder.key(p) not in asked]
         self._remember(ordered)
         self.tell(results)
         self.withdraw(withdrawn)
+        # A starting point that was withdrawn is known no more, and is asked again
+        self._first_in_line = [entry for entry in self._first_in_line if self._encoder.key(entry[0]) not in self._known]
         self._resume(ordered)
 
     def _remember(self, trials: Sequence[Trial]) -> None:

@@ -110,9 +110,10 @@ class GeneticAlgorithm(HistoryOptimizer):
     def _suggest(self, n: int) -> Sequence[Suggestion]:
         start, size = self._generation_of(self.num_asked)
         position = self.num_asked - start
-        if position == 0 and start > 0 and self._history.num_pending:
-            return ()
         if self._bred_from != start:
+            # What was added by hand may have taken the first places while the generation before was not complete
+            if start > 0 and (self._history.pending_numbers() < start).any():
+                return ()
             self._breed(start, position, self.num_told, self._known)
         rows = self._take(position, min(n, size - position))
         self._exhausted = len(rows) < min(n, size - position)
@@ -154,9 +155,9 @@ class GeneticAlgorithm(HistoryOptimizer):
             return
         start, _ = self._generation_of(self.num_asked - 1)
         members = [trial for trial in trials if trial.number >= start]
-        given = [trial for trial in members if trial.origin.kind == "start"]
-        bred = members[len(given) :]
+        bred = [trial for trial in members if trial.origin.kind not in ("start", "user")]
         if bred:
+            given = [trial for trial in members if trial.number < bred[0].number]
             told = bred[0].origin.told
             known = set(self._encoder.keys(self._history.X[:told]))
             known |= {self._encoder.key(trial.config) for trial in given}

@@ -179,7 +179,7 @@ class Teacher:
             away = self.near.away(rows, elites[0])
             scores = [score(c.acq_func, mean, std, best, c.kappa, c.xi, fail, worst) for c in criteria]
             return np.stack(
-                [s + np.where(away > c.radius, _OUTSIDE, 0.0) for s, c in zip(scores, criteria, strict=True)]
+                [s + np.where(c.excludes(rows, away), _OUTSIDE, 0.0) for s, c in zip(scores, criteria, strict=True)]
             )
 
         rows, scores = candidate_pool(self.near, elites, scorer, rng)
@@ -300,7 +300,9 @@ class Model:
         for c in criteria:
             mean, std = self.pool.mean, self.pool.std
             scores = score(c.acq_func, mean, std, self._best, c.kappa, c.xi, self._fail, self._worst)
-            scores[: len(self._away)] += np.where(self._away > c.radius, _OUTSIDE, 0.0)
+            scores[: len(self.rows)] += np.where(c.excludes(self.rows, self._away), _OUTSIDE, 0.0)
+            # Equal candidates are told apart by their place: lies told in another grouping differ in the last bits
+            scores = np.round(scores, 10)
             scores[self._gone] = np.inf
             scores[chosen] = np.inf
             while True:

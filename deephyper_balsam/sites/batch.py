@@ -23,6 +23,7 @@ from deephyper_balsam.sites.processes import ProcessId
 
 ID_VARIABLE = "DEEPHYPER_BALSAM_SCHEDULER_ID"
 PYTHON_VARIABLE = "DEEPHYPER_BALSAM_PYTHON"
+WALL_TIME_VARIABLE = "DEEPHYPER_BALSAM_WALL_TIME_MIN"
 STOP_GRACE_S = 14.0
 # The wrapper lives through SIGTERM (by a trap: its child would inherit "ignore") and writes how the script ended.
 _WRAPPER = (
@@ -168,7 +169,7 @@ class BatchJobs:
     def _close(self, job: BatchJob) -> None:
         end_file = self._end_file(job.id)
         exit_code, end_time = None, time.time()
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a wrapper that was killed writes half of it
             words = end_file.read_text().split()
             exit_code, end_time = int(words[0]), float(words[1])
         if not (self.ended / f"{job.id}.json").exists():

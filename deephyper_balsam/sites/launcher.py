@@ -61,10 +61,9 @@ def parse_partition(text: str) -> dict[str, Any]:
     return {"job_mode": mode, "num_nodes": int(number), "filter_tags": parse_tags(tags)}
 
 
-def mode_script(job_mode: str, loopback: bool) -> list[str]:
-    """Return the command that starts Balsam's mode; with `loopback` through ours, which polls faster."""
-    module = f"deephyper_balsam.sites.{job_mode}_mode" if loopback else f"balsam.site.launcher.{job_mode}_mode"
-    spec = find_spec(module)
+def mode_script(job_mode: str) -> list[str]:
+    """Return the command that starts Balsam's mode, through ours, which keeps its end and polls faster."""
+    spec = find_spec(f"deephyper_balsam.sites.{job_mode}_mode")
     assert spec is not None
     assert spec.origin is not None
     return [sys.executable, spec.origin]
@@ -104,8 +103,9 @@ def _start_mode(
         "BALSAM_LAUNCHER_NODES": str(len(nodes)),
         "BALSAM_JOB_MODE": job_mode,
         "DEEPHYPER_BALSAM_POLL_S": str(options["poll_s"]),
+        "DEEPHYPER_BALSAM_LOOPBACK": "1" if options["loopback"] else "",
     }
-    command = mode_script(job_mode, options["loopback"])
+    command = mode_script(job_mode)
     if job_mode == "mpi":
         command += mode_arguments(wall_time_min, log_file, tags, node_ids=json.dumps([node.node_id for node in nodes]))
     else:
@@ -168,7 +168,9 @@ def supervise(running: Sequence[_Process], stop: Any) -> list[int]:
 @click.option("-t", "--wall-time-min", type=click.IntRange(min=1), required=True, help="Minutes of the allocation.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with this tag; all must match.")
 @click.option("--part", "parts", multiple=True, metavar="MODE:NODES[:KEY=VALUE...]", help="One partition; repeat it.")
-@click.option("--poll-s", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="With --loopback.")
+@click.option(
+    "--poll-s", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds between two looks."
+)
 @click.option("--loopback", is_flag=True, help="The allocation is this machine alone: listen on 127.0.0.1 only.")
 def main(
     job_mode: str, wall_time_min: int, tags: tuple[str, ...], parts: tuple[str, ...], poll_s: float, loopback: bool

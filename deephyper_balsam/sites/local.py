@@ -30,7 +30,7 @@ import psutil
 from deephyper_balsam.errors import InputError, ServerError
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.batch import STOP_GRACE_S, BatchJobs
+from deephyper_balsam.sites.batch import ID_VARIABLE, STOP_GRACE_S, BatchJobs
 from deephyper_balsam.sites.configs import SITE_ID_FILE, Site, forget_site, init_site
 from deephyper_balsam.sites.postgres import Postgres
 from deephyper_balsam.sites.processes import ProcessId, tail
@@ -370,12 +370,12 @@ class LocalStack:
         return [*([found] if found else []), *(stray for stray in strays if found is None or stray.pid != found.pid)]
 
     def _stop(self, state: _State, name: str, found: list[psutil.Process], timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask the first (the main process) to end, then end all."""
+        """Ask the first (the main process) to end, then end all; BatchJobs that an agent started go on."""
         if found:
             members = [member for process in found for member in processes.tree(process)]
             processes.send(found[0], signal.SIGTERM)
             processes.wait_gone(found[:1], timeout_s)
-            processes.end([*members, *found], grace_s=1)
+            processes.end([*members, *found], grace_s=1, spare=_is_of_a_batch_job)
         state.processes.pop(name, None)
 
     def _up_api(self, state: _State, *, restart: bool) -> bool:
@@ -516,14 +516,15 @@ class LocalStack:
 
     def _free_jobs(self, state: _State) -> None:
         """Delete the sessions that a killed agent or launcher left: Balsam would keep their jobs for five minutes."""
-        if processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode.py")):
-            return  # a launcher works
-        self._jobs.sweep()
+        launchers = processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.site_path), "_mode.py"))
+        if not launchers:
+            self._jobs.sweep()
         assert state.port is not None
         token = self._token()
         _, answer = _http(state.port, "GET", "/sessions/", token=token)
         for session in (answer or {}).get("results", []):
-            if session["site_id"] == self._site_id:
+            is_agents = session.get("batch_job_id") is None  # and the agent is stopped here
+            if session["site_id"] == self._site_id and (is_agents or not launchers):
                 _http(state.port, "DELETE", f"/sessions/{session['id']}", token=token)
 
     def _new_site(self, state: _State, name: str) -> None:
@@ -616,6 +617,10 @@ def write_private(path: Path, text: str) -> None:
         os.fsync(handle.fileno())
     temporary.chmod(0o600)
     temporary.replace(path)
+
+
+def _is_of_a_batch_job(process: psutil.Process) -> bool:
+    return ID_VARIABLE in process.environ()
 
 
 def _count_children(process: psutil.Process) -> int:

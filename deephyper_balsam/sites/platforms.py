@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -79,6 +80,13 @@ class LocalRun(SubprocessAppRun):  # type: ignore[misc]
         for process in self._tree():
             processes.send(process, signal.SIGKILL)
         super().kill()
+
+    def tail_output(self, nlines: int = 10) -> str:
+        """Return the last lines of `job.out`; none when the run removed it, of which Balsam's launcher would die."""
+        try:
+            return str(super().tail_output(nlines))
+        except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+            return ""
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the command; after `terminate`, for every process that it had started, too.

@@ -8,74 +8,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from deephyper_balsam.process_id import ProcessId as ProcessId
 
 # A child that outlives the call that started it would make Popen warn when it is collected.
 _started_here: list[subprocess.Popen[bytes]] = []
 _POLL_S = 0.02
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """A process of this machine since its last boot: the pid alone is used again.
-
-    Attributes
-    ----------
-    pid
-        The process id.
-    started
-        An opaque mark of the moment of the start; the same for as long as the process lives, another after a reboot.
-    """
-
-    pid: int
-    started: str
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessId | None:
-        """Return the identity of the process that has `pid` now, or None when there is none."""
-        mark = _start_mark(pid)
-        return None if mark is None else cls(pid, mark)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ProcessId:
-        """Read what `to_dict` wrote."""
-        return cls(int(data["pid"]), str(data["started"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the identity as a dict that JSON can hold."""
-        return {"pid": self.pid, "started": self.started}
-
-    def find(self) -> psutil.Process | None:
-        """Return the process while it lives; None when it ended, is a zombie, or another process has its pid."""
-        if _start_mark(self.pid) != self.started:
-            return None
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.pid)
-            if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-                return process
-        return None
-
-    @property
-    def alive(self) -> bool:
-        """Whether this very process runs."""
-        return self.find() is not None
-
-
-def _start_mark(pid: int) -> str | None:
-    """Linux: boot id and clock ticks since boot, which no change of the wall clock moves. Elsewhere: psutil's time."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{fields[19]}"
-    except (OSError, IndexError):
-        try:
-            return f"{psutil.Process(pid).create_time():.2f}"
-        except psutil.Error:
-            return None
 
 
 def start(
@@ -165,12 +106,18 @@ def _reap() -> None:
     _started_here[:] = [child for child in _started_here if child.poll() is None]
 
 
-def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = signal.SIGTERM) -> None:
+def end(
+    processes: Iterable[psutil.Process],
+    *,
+    grace_s: float,
+    first: int = signal.SIGTERM,
+    spare: Callable[[psutil.Process], bool] = lambda process: False,
+) -> None:
     """End processes and all that descend from them: `first` to each, `grace_s` seconds to obey, then SIGKILL.
 
-    What they start while they end is found and killed, too.
+    What they start while they end is found and killed, too; those for which `spare` holds are left alone.
     """
-    known = {process.pid: process for root in processes for process in tree(root)}
+    known = {process.pid: process for root in processes for process in tree(root) if not _holds(spare, process)}
     for process in known.values():
         send(process, first)
     left = wait_gone(known.values(), grace_s)
@@ -178,9 +125,18 @@ def end(processes: Iterable[psutil.Process], *, grace_s: float, first: int = sig
     while left and time.monotonic() < deadline:
         for process in left:
             for member in tree(process):
+                if _holds(spare, member):
+                    continue
                 known[member.pid] = member
                 send(member, signal.SIGKILL)
         left = wait_gone(known.values(), 1)
+
+
+def _holds(condition: Callable[[psutil.Process], bool], process: psutil.Process) -> bool:
+    try:
+        return condition(process)
+    except (psutil.Error, OSError):  # it is gone
+        return False
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
+from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.errors import (
     InputError,
     NotLoggedInError,
@@ -24,6 +25,7 @@ from deephyper_balsam.errors import (
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.evaluators.simulated import SimulatedEvaluator, VirtualClock
 from deephyper_balsam.jobs import Resources
+from deephyper_balsam.notes import write_note
 from deephyper_balsam.trial import Origin, Trial, TrialState
 from deephyper_balsam.worker import RunningJob
 
@@ -49,12 +51,18 @@ class BalsamRig(Rig):
         self.client_yml = self.api.write_client_yml(folder / "client.yml")
         self.running: dict[int, int] = {}
         self.evaluator = self.again(**options)
-        self.evaluator.open("s", dict(SETTINGS))
+        self.evaluator.open("s", dict(SETTINGS), max_evals=100)
         self.evaluator.collect()
 
     def again(self, **options: Any) -> BalsamEvaluator:
         """Return an evaluator as another process would make it."""
         return BalsamEvaluator(run, "lab", client_path=self.client_yml, **options)
+
+    def anew(self) -> BalsamEvaluator:
+        """Return an evaluator that goes on with the search as the next driver does."""
+        made = self.again()
+        made.open("s", dict(SETTINGS))
+        return made
 
     def begin(self) -> list[int]:
         for job_id in self.site.acquire(2 - len(self.running)):
@@ -168,6 +176,70 @@ def test_submitting_costs_one_request_however_many_trials(rig: BalsamRig) -> Non
     assert len(rig.api.requests) == before + 1
 
 
+# --- what a launcher must have left to start a trial -----------------------------------------------------------------
+
+
+def minutes(rig: BalsamRig) -> dict[int, int]:
+    return {number: row["wall_time_min"] for number, row in sorted(rig.api.trials("s").items())}
+
+
+def test_a_trial_needs_the_minutes_of_its_time_limit(tmp_path: Path) -> None:
+    made = BalsamRig(tmp_path, eval_timeout=600.0)
+    made.evaluator.submit(trials(0))
+    assert minutes(made) == {0: 14}  # the allocation has 60
+    made.close()
+
+
+def test_without_a_time_limit_trials_need_what_runs_took_those_that_wait_already_included(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(*range(4)))
+    [job_id] = rig.site.acquire(1)
+    rig.site.finish(job_id, 1.0, start=1000.0, end=1500.0)
+    rig.evaluator.collect()
+    rig.evaluator.collect()
+    rig.evaluator.submit(trials(4))
+    assert minutes(rig) == {0: 0, 1: 12, 2: 12, 3: 12, 4: 12}
+    before = len(rig.api.requests)
+    rig.evaluator.collect()
+    assert len(rig.api.requests) == before + 1  # nothing changed: nothing is said again
+
+
+def test_near_the_end_of_the_last_allocation_nothing_new_is_asked_for(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0, 1))
+    for job_id in rig.site.acquire(2):
+        rig.site.finish(job_id, 1.0, start=1000.0, end=1100.0)
+    rig.evaluator.collect()
+    rig.evaluator.collect()
+    assert rig.evaluator.allocations is not None
+    assert rig.evaluator.capacity + rig.evaluator.backlog > 0
+    rig.evaluator.allocations._ends_at[rig.allocation] -= 57 * 60
+    assert rig.evaluator.capacity + rig.evaluator.backlog == 0
+
+
+def test_a_time_limit_that_does_not_fit_the_allocation_is_refused_before_anything_begins() -> None:
+    with pytest.raises(InputError, match=r"--wall-time-min 124 or more"):
+        BalsamEvaluator(run, "nowhere", eval_timeout=7200, allocation=AllocationRequest(1, wall_time_min=60))
+
+
+@pytest.mark.parametrize(("running", "state"), [(True, "running"), (False, "pending_deletion")])
+def test_an_allocation_is_left_when_asked_to_and_something_runs_in_it(
+    tmp_path: Path, running: bool, state: str
+) -> None:
+    made = BalsamRig(tmp_path, allocation=AllocationRequest(1))
+    made.site.end_allocation(made.allocation)
+    made.evaluator.allocations._refreshed_at = 0.0  # type: ignore[union-attr]
+    made.evaluator.collect()
+    made.evaluator.ensure_allocation()
+    made.site.schedule()
+    made.evaluator.submit(trials(0))
+    if running:
+        made.site.acquire(1)
+    made.evaluator.collect()
+    made.evaluator.close(leave_running=True)
+    [batch] = [row for row in made.api.batch_jobs.values() if row["filter_tags"] == {"search": "s"}]
+    assert batch["state"] == state
+    made.close()
+
+
 # --- collecting ------------------------------------------------------------------------------------------------------
 
 
@@ -193,21 +265,114 @@ def test_a_node_that_cannot_reach_the_api_delivers_by_the_return_value(rig: Bals
     ]
 
 
-def test_a_run_that_was_killed_is_a_failure_with_its_status_and_last_words(rig: BalsamRig) -> None:
+@pytest.mark.parametrize(
+    ("returncode", "reason"),
+    [
+        (-9, "killed by SIGKILL (out of memory?)"),
+        (139, "killed by SIGSEGV (a crash outside Python)"),
+        (1, "the run ended with status 1 before it left a result"),
+    ],
+)
+def test_a_run_that_left_nothing_runs_once_more_and_is_then_a_failure_with_its_last_words(
+    rig: BalsamRig, returncode: int, reason: str
+) -> None:
     rig.evaluator.submit(trials(0))
     [job_id] = rig.site.acquire(1)
-    rig.site.crash(job_id, -9, "Killed")
+    rig.site.crash(job_id, returncode, "Killed")
+    assert rig.evaluator.collect() == []
+    assert rig.evaluator.counts[TrialState.READY] == 1
+    assert rig.evaluator.line(0)["m:retried_after"] == reason
+    assert rig.site.acquire(1) == [job_id]
+    rig.evaluator.collect()
+    rig.site.crash(job_id, returncode, "Killed again")
     [result] = rig.evaluator.collect()
-    assert (result.failure, result.traceback) == ("the run ended with status -9 before it left a result", "Killed")
+    assert (result.failure, result.traceback) == (reason, "Killed again")
     assert rig.evaluator.line(0)["m:failure"] == result.failure
+    assert rig.evaluator.collect() == []
+
+
+def test_a_second_try_that_succeeds_is_a_result_and_the_first_is_not_forgotten(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    [job_id] = rig.site.acquire(1)
+    rig.site.deliver(job_id, None, "killed by SIGKILL", fault="machine")
+    assert rig.evaluator.collect() == []  # its launcher has not said that it ended
+    assert rig.evaluator.counts[TrialState.RUNNING] == 1
+    rig.site.end_run(job_id)
+    assert rig.evaluator.collect() == []
+    assert rig.site.acquire(1) == [job_id]
+    rig.site.finish(job_id, 0.5)
+    [result] = rig.evaluator.collect()
+    assert result.objective == 0.5
+    assert rig.evaluator.line(0)["m:retried_after"] == "killed by SIGKILL on node-1"
+
+
+def test_a_second_try_is_not_lost_with_the_answer_that_granted_it(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    [job_id] = rig.site.acquire(1)
+    rig.site.crash(job_id)
+    rig.api.lose_next_answer("PATCH", "jobs/")
+    with pytest.raises(UnreachableError):
+        rig.evaluator.collect()
+    assert rig.evaluator.collect() == []
+    assert len(rig.api.jobs[job_id]["data"]["tries"]) == 1
+    assert rig.site.acquire(1) == [job_id]
+
+
+def test_a_configurations_own_failure_is_never_run_again(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    [job_id] = rig.site.acquire(1)
+    rig.site.finish(job_id, None, "timed out after 5 s")
+    assert [result.failure for result in rig.evaluator.collect()] == ["timed out after 5 s"]
+    assert rig.site.acquire(1) == []
 
 
 def test_an_exception_that_balsam_caught_is_the_reason(rig: BalsamRig) -> None:
     rig.evaluator.submit(trials(0))
-    [job_id] = rig.site.acquire(1)
-    rig.site.finish_by_exception(job_id, ImportError("No module named 'deephyper_balsam'"))
-    [result] = rig.evaluator.collect()
-    assert result.failure == "ImportError: No module named 'deephyper_balsam'"
+    for _ in range(2):
+        [job_id] = rig.site.acquire(1)
+        rig.site.finish_by_exception(job_id, ImportError("No module named 'deephyper_balsam'"))
+        results = rig.evaluator.collect()
+    assert [result.failure for result in results] == ["ImportError: No module named 'deephyper_balsam'"]
+
+
+def test_a_node_that_fails_all_it_gets_is_named_and_known_to_the_next_driver(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(*range(4)))
+    *bad, good = rig.site.acquire(4)
+    for job_id in bad:
+        rig.site.finish(job_id, None, "killed by SIGBUS", fault="machine", host="nid7")
+    rig.evaluator.collect()
+    assert "nid7" not in (rig.evaluator.notice or "")  # nothing has worked elsewhere either
+    rig.site.finish(good, 1.0, host="nid8")
+    rig.evaluator.collect()
+    assert "failed all they got: nid7 (3x)" in (rig.evaluator.notice or "")
+    again = rig.anew()
+    assert again.health is not None
+    assert again.health.suspects == ["nid7"]
+
+
+def test_how_often_allocations_cut_a_run_is_written_down_with_its_result(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(0))
+    for _ in range(2):
+        [job_id] = rig.site.acquire(1)
+        rig.site.time_out(job_id)
+        rig.evaluator.collect()
+    rig.site.acquire(1)
+    rig.site.finish(job_id, 1.0)
+    rig.evaluator.collect()
+    assert rig.api.jobs[job_id]["data"]["gathered"]["cuts"] == 2
+    assert rig.evaluator.line(0)["m:cut_by_allocations"] == 2
+
+
+def test_a_run_that_allocations_cut_three_times_in_a_row_is_named(rig: BalsamRig) -> None:
+    rig.evaluator.submit(trials(5))
+    for minutes in (31, 40, 50):  # of 60
+        [job_id] = rig.site.acquire(1)
+        rig.api.let_pass(60 * minutes)
+        rig.evaluator.collect()
+        assert rig.evaluator.notice is None
+        rig.site.time_out(job_id)
+        rig.evaluator.collect()
+    assert "cut by 3 allocations in a row: trial 5 (50 min the last time)" in (rig.evaluator.notice or "")
 
 
 def test_a_run_cut_by_the_end_of_its_allocation_waits_and_is_run_again(rig: BalsamRig) -> None:
@@ -322,7 +487,7 @@ def test_another_life_knows_every_trial_every_result_in_order_and_gets_the_rest(
     rig.end(2)  # while nobody looks
     rig.evaluator.close()
     later = rig.again()
-    history = later.open("s", dict(SETTINGS))
+    history = later.open("s", dict(SETTINGS), max_evals=100)
     assert [(trial.number, trial.origin) for trial in history.trials] == [(n, Origin("model", 4, 2)) for n in range(4)]
     assert [(result.number, result.objective) for result in history.results] == [(1, 1.0), (0, 0.0)]
     rig.evaluator = later
@@ -334,28 +499,26 @@ def test_other_settings_under_the_same_name_are_refused(rig: BalsamRig) -> None:
     rig.evaluator.close()
     for other in ({"method": "ambs"}, {"seed": 2}, {"problem": {"name": "q"}}, {"options": {"kappa": 3}}):
         with pytest.raises(SearchExistsError, match=f"another {next(iter(other))}"):
-            rig.again().open("s", {**SETTINGS, **other})
+            rig.again().open("s", {**SETTINGS, **other}, max_evals=100)
     with pytest.raises(SearchExistsError, match="another run"):
-        BalsamEvaluator(lambda job: 1.0, "lab", client_path=rig.client_yml).open("s", dict(SETTINGS))
+        BalsamEvaluator(lambda job: 1.0, "lab", client_path=rig.client_yml).open("s", dict(SETTINGS), max_evals=100)
 
 
 def test_without_a_seed_one_is_drawn_and_the_next_life_accepts_it(rig: BalsamRig) -> None:
     unseeded = {**SETTINGS, "seed": None}
-    first = rig.again().open("t", dict(unseeded)).record.settings["seed"]
+    first = rig.again().open("t", dict(unseeded), max_evals=100).record.settings["seed"]
     assert isinstance(first, int)
-    assert rig.again().open("t", dict(unseeded)).record.settings["seed"] == first
-    assert rig.again().open("s", dict(unseeded)).record.settings["seed"] == 1
+    assert rig.again().open("t", dict(unseeded), max_evals=100).record.settings["seed"] == first
+    assert rig.again().open("s", dict(unseeded), max_evals=100).record.settings["seed"] == 1
 
 
 def test_a_search_that_another_process_drives_is_refused(rig: BalsamRig) -> None:
-    from deephyper_balsam import record
-
     evaluator = rig.again()
-    now = evaluator._clock()
     rig.evaluator.close()
-    record.take_the_wheel(evaluator.gateway, "s", record.Driver("login2", 1, now))
+    other = {"host": "login2", "pid": 1, "started": "boot:1", "began_at": 1.0, "driving_since": 1.0}
+    write_note(evaluator.gateway, rig.site.id, "s", "driver", other)
     with pytest.raises(SearchRunningError, match="process 1 on login2"):
-        evaluator.open("s", dict(SETTINGS))
+        evaluator.open("s", dict(SETTINGS), max_evals=100)
 
 
 def test_jobs_of_something_else_under_the_tag_are_left_alone(rig: BalsamRig) -> None:
@@ -363,7 +526,7 @@ def test_jobs_of_something_else_under_the_tag_are_left_alone(rig: BalsamRig) -> 
     row = next(iter(rig.api.trials("s").values()))
     row["tags"] = {"search": "theirs", "trial": "0"}
     with pytest.raises(SearchExistsError, match="Jobs tagged search=theirs are in this Balsam already"):
-        rig.again().open("theirs", dict(SETTINGS))
+        rig.again().open("theirs", dict(SETTINGS), max_evals=100)
     assert not any(job["tags"].get("record") == "theirs" for job in rig.api.jobs.values())
 
 
@@ -371,7 +534,7 @@ def test_one_evaluator_serves_one_search_after_the_other(rig: BalsamRig) -> None
     rig.evaluator.submit(trials(0, 1, 2))
     drain(rig)
     rig.evaluator.close()
-    assert rig.evaluator.open("t", dict(SETTINGS)).trials == []
+    assert rig.evaluator.open("t", dict(SETTINGS), max_evals=100).trials == []
     assert sum(rig.evaluator.counts.values()) == 0
     assert rig.evaluator.lines == []
     rig.evaluator.submit(trials(0))
@@ -383,13 +546,13 @@ def test_one_evaluator_serves_one_search_after_the_other(rig: BalsamRig) -> None
 def test_a_name_that_cannot_be_a_folder_is_refused_before_anything_is_made(rig: BalsamRig, name: str) -> None:
     before = len(rig.api.jobs)
     with pytest.raises(InputError, match="cannot name a search"):
-        rig.again().open(name, dict(SETTINGS))
+        rig.again().open(name, dict(SETTINGS), max_evals=100)
     assert len(rig.api.jobs) == before
 
 
 def test_a_time_limit_travels_with_each_trial_and_must_be_positive(rig: BalsamRig) -> None:
     evaluator = rig.again(eval_timeout=30, resources=Resources(evals_per_node=2))
-    evaluator.open("t", dict(SETTINGS))
+    evaluator.open("t", dict(SETTINGS), max_evals=100)
     evaluator.submit(trials(0))
     row = rig.api.trials("t")[0]
     assert (row["data"]["eval_timeout_s"], row["node_packing_count"]) == (30, 2)

@@ -66,12 +66,14 @@ class BalsamApi:
 
     Attributes
     ----------
-    sites, apps, jobs, batch_jobs
+    sites, apps, jobs, batch_jobs, sessions
         The tables: id -> row.
     events
         The log of state changes of jobs, oldest first.
     requests
         What was asked, oldest first.
+    silent_sites
+        The ids of sites whose agents are dead.
     away
         While true, every connection is dropped before anything is done.
     """
@@ -81,6 +83,8 @@ class BalsamApi:
         self.apps: dict[int, Row] = {}
         self.jobs: dict[int, Row] = {}
         self.batch_jobs: dict[int, Row] = {}
+        self.sessions: dict[int, Row] = {}
+        self.silent_sites: set[int] = set()
         self.events: list[Row] = []
         self.requests: list[Request] = []
         self.away = False
@@ -247,6 +251,9 @@ class BalsamApi:
     # --- sites and apps ------------------------------------------------------------------------------------------
 
     def _get_sites(self, request: Request) -> tuple[int, Any]:
+        for site_id, site in self.sites.items():
+            if site_id not in self.silent_sites:  # its agent says every second what it sees
+                site["last_refresh"] = self.now()
         return self._page(request, _where(self.sites.values(), request, id=int, name=str))
 
     def _get_apps(self, request: Request) -> tuple[int, Any]:
@@ -288,6 +295,11 @@ class BalsamApi:
 
     def _get_jobs(self, request: Request) -> tuple[int, Any]:
         return self._page(request, self._select_jobs(request))
+
+    def _get_jobs_item(self, request: Request, job_id: int) -> tuple[int, Any]:
+        if job_id not in self.jobs:
+            raise Refused(404, "Not found")
+        return 200, self.jobs[job_id]
 
     def _post_jobs(self, request: Request) -> tuple[int, Any]:
         if len(request.body) > schemas.MAX_ITEMS_PER_BULK_OP:
@@ -361,6 +373,8 @@ class BalsamApi:
         rows = _where(self.events, request, job_id=int, from_state=str, to_state=str)
         tags = dict(tag.split(":", 1) for tag in request.query.get("tags", []))
         rows = [row for row in rows if tags.items() <= self.jobs[row["job_id"]]["tags"].items()]
+        for text in request.query.get("timestamp_after", []):
+            rows = [row for row in rows if row["timestamp"] >= _moment(text).replace(tzinfo=None)]
         [ordering] = request.query.get("ordering", ["-timestamp"])
         rows.sort(key=lambda row: row["timestamp"], reverse=ordering.startswith("-"))
         return self._page(request, rows)
@@ -391,6 +405,33 @@ class BalsamApi:
         for update in updates:
             self.change_batch_job(update.pop("id"), **update)
         return 200, list(self.batch_jobs.values())
+
+    # --- sessions (`balsam/server/models/crud/sessions.py`) ------------------------------------------------------
+
+    def add_session(self, batch_job_id: int | None, jobs: Iterable[int] = ()) -> int:
+        """Let a launcher take jobs, those that run included."""
+        with self.lock:
+            session_id = len(self.sessions) + 1
+            site_id = next(iter(self.sites))
+            row = {"id": session_id, "site_id": site_id, "batch_job_id": batch_job_id, "heartbeat": self.now()}
+            self.sessions[session_id] = row
+            for job_id in jobs:
+                self.jobs[job_id]["session_id"] = session_id
+            return session_id
+
+    def _get_sessions(self, request: Request) -> tuple[int, Any]:
+        return 200, {"count": len(self.sessions), "results": list(self.sessions.values())}
+
+    def _delete_sessions_item(self, request: Request, session_id: int) -> tuple[int, Any]:
+        if session_id not in self.sessions:
+            raise Refused(404, "Not found")
+        held = [row for row in self.jobs.values() if row["session_id"] == session_id]
+        running = [row["id"] for row in held if row["state"] == "RUNNING"]
+        self._update_jobs({job_id: {"state": "RUN_TIMEOUT", "last_update": self.now()} for job_id in running})
+        for row in held:  # ON DELETE SET NULL
+            row["session_id"] = None
+        del self.sessions[session_id]
+        return 204, None
 
     def _page(self, request: Request, rows: Iterable[Row]) -> tuple[int, Any]:
         rows = list(rows)
@@ -479,7 +520,10 @@ def _handler_of(api: BalsamApi) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-        do_GET = do_POST = do_PATCH = do_PUT = _serve
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(api.now().timestamp() if timestamp is None else timestamp)
+
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve
 
     return Handler
 

@@ -105,7 +105,7 @@ def begun(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> str:
     problem.add_hyperparameter((0.0, 1.0), "x")
     evaluator = BalsamEvaluator(f"{folder / 'good.py'}:run", "local", client_path=stack.client_path)
     settings = {"problem": problem.to_dict(), "method": "random", "options": {}, "seed": 1}
-    evaluator.open("begun", settings)
+    evaluator.open("begun", settings, max_evals=3)
     evaluator.submit(make_optimizer("random", problem, seed=1).ask(3))
     evaluator.close()
     return "begun"

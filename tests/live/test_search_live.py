@@ -489,7 +489,7 @@ def busy(world: World, name: str) -> bool:
     return (
         any("gathered" in row["data"] for row in rows)
         and any(row["state"] == "RUNNING" and "result" not in row["data"] for row in rows)
-        and any(row["state"] in ("STAGED_IN", "PREPROCESSED") for row in rows)
+        and any(row["state"] == "PREPROCESSED" and not row.get("session_id") for row in rows)  # no launcher holds it
     )
 
 
@@ -500,7 +500,7 @@ def test_search_stop_ends_a_driver_elsewhere_and_withdraws_what_waits(
     driver = world.start(*held_search(world, "stopped", "--max-evals", "60"))
     try:
         wait_for(lambda: busy(world, "stopped"), "the search to be busy")
-        said = world.cli("search", "stop", "stopped", cwd=tmp_path)
+        said = world.cli("search", "stop", "stopped", "--now", cwd=tmp_path)
         done = end(driver, 30)
     finally:
         driver.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam.allocations import AllocationRequest, Allocations, Work
 from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.jobs import Resources
@@ -198,6 +199,194 @@ def test_only_what_was_asked_for_here_is_released(make: Make, site: VirtualSite,
     assert len(api.asked("PATCH", "batch-jobs/")) == 1
 
 
+# --- keeping as many as are wanted ------------------------------------------------------------------------------------
+
+
+def run_for(allocations: Allocations, site: VirtualSite, clock: Clock, for_s: float, **work: Any) -> None:
+    """Let time pass while the driver looks and asks as it does in its loop, and the scheduler starts at once."""
+    until = clock.now + for_s
+    while clock.now < until:
+        look(allocations, clock)
+        allocations.ensure(Work(**work))
+        site.schedule()
+
+
+def alive(api: BalsamApi) -> list[int]:
+    return [row["id"] for row in api.batch_jobs.values() if row["state"] in ("pending_submission", "queued", "running")]
+
+
+def test_as_many_are_kept_as_are_wanted(make: Make, site: VirtualSite, api: BalsamApi, clock: Clock) -> None:
+    allocations = make(nodes=1, max_allocations=3)
+    run_for(allocations, site, clock, 60)
+    assert len(alive(api)) == 3
+    site.end_allocation(2)
+    run_for(allocations, site, clock, 60)
+    assert len(alive(api)) == 3
+    assert 2 not in alive(api)
+
+
+def test_the_next_one_is_asked_for_a_little_before_the_end_and_only_one(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    allocations = make(nodes=1, wall_time_min=60)
+    run_for(allocations, site, clock, 3500)
+    assert len(api.batch_jobs) == 1
+    run_for(allocations, site, clock, 110)  # the scheduler's queue took a few seconds the last time
+    assert len(api.batch_jobs) == 2
+
+
+def test_the_longer_the_schedulers_queue_the_earlier_the_next_one_is_asked_for(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    allocations = make(nodes=1, wall_time_min=60)
+    look(allocations, clock)
+    allocations.ensure()
+    for _ in range(10):  # it waits for ten minutes
+        clock.now += 57
+        look(allocations, clock)
+        allocations.ensure()
+    run_for(allocations, site, clock, 60 * 60 - 15 * 60 - 30)
+    assert len(api.batch_jobs) == 1
+    for _ in range(40):  # the second waits, however long, and no third is asked for
+        look(allocations, clock)
+        allocations.ensure()
+    assert len(api.batch_jobs) == 2
+
+
+@pytest.mark.parametrize("work", [{"evaluations": 1}, {"seconds": 5.0}, {"evaluations": 0, "seconds": 900.0}])
+def test_none_is_asked_for_ahead_that_the_rest_of_the_work_does_not_need(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock, work: dict[str, Any]
+) -> None:
+    allocations = make(nodes=1, wall_time_min=60)
+    run_for(allocations, site, clock, 3400)
+    run_for(allocations, site, clock, 190, **work)
+    assert len(api.batch_jobs) == 1
+
+
+def test_small_work_does_not_ask_for_all_the_allocations_it_might(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    allocations = make(nodes=4, max_allocations=3)
+    run_for(allocations, site, clock, 60, evaluations=7)
+    assert len(api.batch_jobs) == 2
+
+
+def test_what_is_left_of_one_that_ran_before_we_looked_is_what_the_agent_says(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    batch = site.add_allocation(1)
+    api.batch_jobs[batch]["scheduler_id"] = 77
+    api.sites[site.id]["queued_jobs"] = {"77": {"time_remaining_min": 9}}
+    allocations = make()
+    look(allocations, clock)
+    [row] = allocations._alive
+    assert allocations.left_s(row) == 600.0
+    clock.now += 100
+    assert allocations.left_s(row) == 500.0
+
+
+def test_slots_that_end_too_soon_for_another_run_are_closing_unless_an_allocation_follows(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations, asking = make(), make(nodes=1)
+    site.add_allocation(2)
+    for one in (allocations, asking):
+        look(one, clock)
+    clock.now += 3300
+    assert [allocations.closing(needed_s) for needed_s in (0.0, 200.0, 400.0)] == [0, 0, 2]
+    assert asking.closing(400.0) == 0
+    site.add_allocation(2, "queued")
+    look(allocations, clock)
+    assert allocations.closing(400.0) == 0
+
+
+def test_nodes_to_avoid_are_excluded_where_the_sites_template_can(
+    gateway: Gateway, site: VirtualSite, api: BalsamApi, clock: Clock, make: Make
+) -> None:
+    plain = make(nodes=1)
+    plain.avoid = ["nid7"]
+    look(plain, clock)
+    plain.ensure()
+    assert api.batch_jobs[1]["optional_params"] == {}
+    site.end_allocation(1)
+    api.sites[site.id]["optional_batch_job_params"] = {"exclude": ""}
+    able = make(nodes=1, optional_params={"a": "b"})
+    able.avoid = ["nid7", "nid9"]
+    look(able, clock)
+    able.ensure()
+    assert api.batch_jobs[2]["optional_params"] == {"a": "b", "exclude": "nid7,nid9"}
+
+
+def test_that_nothing_is_alive_is_logged_at_once_and_every_few_minutes(
+    make: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    allocations = make()
+    for _ in range(205):
+        look(allocations, clock)
+    said = [record for record in caplog.records if "No allocation is alive at lab" in record.getMessage()]
+    assert len(said) == 3  # in ten minutes
+
+
+def test_allocations_that_are_left_go_on(make: Make, site: VirtualSite, api: BalsamApi, clock: Clock) -> None:
+    allocations = make(nodes=1)
+    run_for(allocations, site, clock, 10)
+    allocations.leave()
+    allocations.release()
+    assert api.batch_jobs[1]["state"] == "running"
+
+
+# --- launchers that died ---------------------------------------------------------------------------------------------
+
+
+def job_of(gateway: Gateway, site: VirtualSite) -> int:
+    app = gateway.create_app({"site_id": site.id, "name": "a", "serialized_class": "", "source_code": ""})
+    gateway.create_jobs([{"app_id": app["id"], "workdir": "w", "tags": {"search": "s", "trial": "0"}}])
+    [job_id] = site.acquire(1)
+    return job_id
+
+
+def test_what_a_dead_launcher_held_is_freed_at_the_second_look(
+    make: Make, gateway: Gateway, site: VirtualSite, api: BalsamApi, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = job_of(gateway, site)
+    batch, other = site.add_allocation(1), site.add_allocation(1)
+    api.add_session(batch, [job_id])
+    living = api.add_session(other)
+    allocations = make()
+    look(allocations, clock)
+    site.end_allocation(batch)
+    look(allocations, clock)
+    assert api.jobs[job_id]["state"] == "RUNNING"
+    look(allocations, clock)
+    assert (api.jobs[job_id]["state"], api.jobs[job_id]["session_id"]) == ("RUN_TIMEOUT", None)
+    assert list(api.sessions) == [living]
+    assert f"The launcher of BatchJob {batch} died" in caplog.text
+    before = len(api.asked("GET", "sessions/"))
+    look(allocations, clock)
+    assert len(api.asked("GET", "sessions/")) == before
+
+
+def test_a_launcher_that_still_gives_signs_of_life_keeps_its_session(
+    make: Make, gateway: Gateway, site: VirtualSite, api: BalsamApi, clock: Clock
+) -> None:
+    job_id = job_of(gateway, site)
+    batch = site.add_allocation(1, "finished")  # as the site's agent thinks
+    session = api.add_session(batch, [job_id])
+    allocations = make()
+    for _ in range(4):
+        look(allocations, clock)
+        api.let_pass(1)
+        api.sessions[session]["heartbeat"] = api.now()
+    assert api.jobs[job_id]["state"] == "RUNNING"
+    look(allocations, clock)
+    look(allocations, clock)
+    assert api.jobs[job_id]["state"] == "RUN_TIMEOUT"
+
+
+def test_a_session_that_is_gone_already_is_no_error(gateway: Gateway, api: BalsamApi, site: VirtualSite) -> None:
+    gateway.end_session(5)
+
+
 # --- deaths ----------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +396,7 @@ def live_and_die(allocations: Allocations, site: VirtualSite, clock: Clock, live
     [batch] = site.schedule()
     look(allocations, clock)
     clock.now += lived_s
+    allocations.note_work()
     site.end_allocation(batch, **info)
     look(allocations, clock)
 
@@ -233,7 +423,7 @@ def test_three_early_deaths_in_a_row_end_the_search_and_the_last_log_is_quoted(
     with pytest.raises(BalsamError) as caught:
         live_and_die(allocations, site, clock, lived_s=5, submit_script=str(script))
     said = str(caught.value)
-    assert said.startswith("The last 3 allocations ended at once; the last, BatchJob 3: see ")
+    assert said.startswith("The last 3 allocations ended at once or ran nothing; the last, BatchJob 3: see ")
     assert str(script.with_suffix(".output")) in said
     assert said.endswith("mpirun: not found")
     assert "line 16" in said
@@ -277,6 +467,64 @@ def test_a_submission_that_the_scheduler_refuses_ends_the_search_with_its_words(
         look(allocations, clock)
 
 
+def test_the_launchers_own_log_is_quoted_too(
+    make: Make, site: VirtualSite, api: BalsamApi, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.sites[site.id]["path"] = str(tmp_path)
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "mpi_mode_1.log").write_text("an older one\n")
+    (tmp_path / "log" / "mpi_mode_2.log").write_text("KeyError: no such node\n")
+    os.utime(tmp_path / "log" / "mpi_mode_1.log", (1e9, 1e9))
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    live_and_die(allocations, site, clock, 5, submit_script=str(tmp_path / "q.sh"), submit_time="2020-01-01 00:00:00")
+    assert "mpi_mode_2.log; its last lines:\nKeyError: no such node" in caplog.text
+    assert "older" not in caplog.text
+
+
+def test_a_launcher_that_was_killed_at_once_is_a_death_and_no_refusal(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+    for _ in range(2):
+        allocations.ensure()
+        look(allocations, clock)
+        [batch] = site.schedule()
+        site.end_allocation(batch, "submit_failed", submit_script="/elsewhere/q.sh")
+        look(allocations, clock)
+
+
+def test_allocations_that_live_long_and_run_nothing_end_the_search_too(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(nodes=1)
+    look(allocations, clock)
+
+    def live_for_nothing() -> None:
+        allocations.ensure()
+        look(allocations, clock)
+        [batch] = site.schedule()
+        look(allocations, clock)
+        clock.now += 3600
+        site.end_allocation(batch)
+        look(allocations, clock)
+
+    live_for_nothing()
+    live_for_nothing()
+    with pytest.raises(BalsamError, match="The last 3 allocations ended at once or ran nothing"):
+        live_for_nothing()
+
+
+def test_short_allocations_that_live_their_time_are_no_early_deaths(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    allocations = make(nodes=1, wall_time_min=1)
+    look(allocations, clock)
+    for _ in range(5):
+        live_and_die(allocations, site, clock, lived_s=50)
+
+
 @pytest.mark.parametrize(
     ("info", "words"),
     [({}, "nothing is known of it"), ({"submit_script": "/elsewhere/q.sh"}, "its script is /elsewhere/q.sh")],
@@ -303,6 +551,7 @@ def test_the_end_of_others_allocations_is_not_ours_to_judge(make: Make, site: Vi
     [
         ({"nodes": 0}, r"`nodes >= 1` and `wall_time_min >= 1` must hold, but got \(nodes=0, wall_time_min=60\)"),
         ({"nodes": 1, "wall_time_min": 0}, "wall_time_min=0"),
+        ({"nodes": 1, "max_allocations": 0}, "`max_allocations >= 1` must hold, but got 0"),
         ({"nodes": 1, "job_mode": "hybrid"}, "`job_mode` must be 'mpi' or 'serial', but got 'hybrid'"),
     ],
 )

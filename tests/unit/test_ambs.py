@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,29 @@ def test_it_keeps_away_from_a_region_that_always_fails() -> None:
         failed += bad and i >= 20
         optimizer.tell([Result(trial.number, None if bad else quality(trial), "broken" if bad else None)])
     assert failed <= 4
+
+
+@pytest.mark.parametrize("num_workers", [1, 8])
+def test_no_branch_of_the_space_is_given_up_because_another_was_refined(num_workers: int) -> None:
+    problem = HpProblem("branches")
+    problem.add_hyperparameter(["easy", "hard", "worse"], "method")
+    problem.add_hyperparameter((0.0, 1.0), "x")
+    problem.add_hyperparameter((0.0, 1.0), "only_hard")
+    problem.add_condition(cs.EqualsCondition(problem["only_hard"], problem["method"], "hard"))
+
+    def objective(config: dict[str, Any]) -> float:
+        if config["method"] == "hard":  # its optimum lies where the others are bad, and needs both values
+            return 1.0 - 40 * (config["x"] - 0.9) ** 2 - 40 * (config["only_hard"] - 0.1) ** 2
+        return (0.5 if config["method"] == "easy" else 0.3) - (config["x"] - 0.2) ** 2
+
+    optimizer = AMBS(problem, seed=1, num_workers=num_workers)
+    tried: Counter[str] = Counter()
+    for _ in range(80):
+        (trial,) = optimizer.ask()
+        tried[trial.config["method"]] += 1
+        optimizer.tell([Result(trial.number, objective(trial.config))])
+    assert min(tried.values()) >= 10
+    assert max(objective(problem.encoder.decode(row[None, :])[0]) for row in optimizer._history.X) > 0.9
 
 
 def test_a_thousand_asked_at_once_are_distinct_and_known_to_the_model() -> None:

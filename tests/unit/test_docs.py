@@ -90,7 +90,8 @@ def complaint(words: list[str]) -> str | None:
     if "..." in words or isinstance(command, click.Group) or {"--help", "-h", "--version"} & set(words):
         return None
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
-    if not sum(p.required for p in arguments) <= positional <= len(arguments):
+    most = positional if any(p.nargs == -1 for p in arguments) else len(arguments)
+    if not sum(p.required for p in arguments) <= positional <= most:
         return f"takes {len(arguments)} arguments, but has {positional}"
     missing = [p.name for p in command.params if isinstance(p, click.Option) and p.required and p.name not in given]
     return f"lacks {missing}" if missing else None

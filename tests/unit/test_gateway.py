@@ -217,7 +217,7 @@ def test_a_refused_connection_is_unreachable_and_the_message_is_short(api: Balsa
 def test_a_server_slower_than_the_time_limit_is_unreachable(
     gateway: Gateway, api: BalsamApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(gateway, "_read_timeout_s", 0.1)
     api.be_slow(0.4)
     with pytest.raises(UnreachableError, match="timed out"):
         gateway.sites()

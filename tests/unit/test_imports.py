@@ -17,11 +17,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a part imports what stands below it, and within itself. A new module takes its place here.
 FLOORS = (
-    {"errors", "resources"},
+    {"errors", "resources", "process_id", "faults"},
     {"trial", "targets", "command"},
-    {"columns", "gateway", "worker"},
-    {"space", "shorthands", "jobs"},
-    {"problem", "record", "allocations"},
+    {"columns", "gateway", "supervise"},
+    {"space", "shorthands", "jobs", "worker", "watch"},
+    {"problem", "notes", "allocations"},
+    {"record", "drivers"},
+    {"orders"},
     {"apps", "results", "optimizers", "sites"},
     {"evaluators"},
     {"search", "simulation"},
@@ -34,7 +36,7 @@ FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 BALSAM = {
     "gateway": {"balsam.config", "balsam.client", "balsam.schemas"},
     "apps": {"balsam._api.app", "balsam.schemas"},
-    "record": {"balsam._api.app", "balsam.schemas"},
+    "notes": {"balsam._api.app", "balsam.schemas"},
 }
 """What of Balsam a module may import; sites/ takes the place of Balsam's own parts and may import any."""
 
@@ -105,7 +107,15 @@ def test_optimizers_know_neither_balsam_nor_where_trials_run(file: Path) -> None
 
 
 def test_the_driver_knows_two_seams_and_not_what_is_behind_them() -> None:
-    assert own(PACKAGE / "search.py") <= {"errors", "trial", "problem", "optimizers", "evaluators", "results"}
+    assert own(PACKAGE / "search.py") <= {
+        "errors",
+        "faults",
+        "trial",
+        "problem",
+        "optimizers",
+        "evaluators",
+        "results",
+    }
 
 
 @pytest.mark.parametrize("name", ["base", "simulated"])
@@ -114,7 +124,9 @@ def test_evaluators_other_than_balsams_do_not_know_balsam(name: str) -> None:
 
 
 def test_what_runs_on_a_node_stands_on_little() -> None:
-    assert own(PACKAGE / "worker.py") <= {"errors", "targets", "command"}
+    assert own(PACKAGE / "worker.py") <= {"errors", "faults", "targets", "command", "supervise"}
+    assert own(PACKAGE / "supervise.py") == {"command"}
+    assert own(PACKAGE / "faults.py") == set()
     assert own(PACKAGE / "targets.py") == {"errors"}
     assert own(PACKAGE / "command.py") == set()
 

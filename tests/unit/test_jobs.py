@@ -91,8 +91,8 @@ MEANING = {
     "RESTART_READY": TrialState.READY,
     "POSTPROCESSED": TrialState.RUNNING,
     "STAGED_OUT": TrialState.RUNNING,
-    "JOB_FINISHED": TrialState.FAILED,  # it left nothing
-    "FAILED": TrialState.FAILED,
+    "JOB_FINISHED": TrialState.RUNNING,  # it left nothing: it will run once more
+    "FAILED": TrialState.RUNNING,
 }
 
 
@@ -104,6 +104,44 @@ def test_every_state_that_balsam_has_is_known() -> None:
 @pytest.mark.parametrize("state", list(MEANING))
 def test_a_state_without_a_result_means(state: str) -> None:
     assert jobs.read_state(row(state)) is MEANING[state]
+
+
+TRIED = {"tries": [{"failure": "killed by SIGKILL", "host": "n1", "start": 1.0, "end": 2.0}]}
+MACHINE = {"objective": None, "failure": "killed by SIGKILL", "fault": "machine", "host": "n2"}
+
+
+@pytest.mark.parametrize("state", ["JOB_FINISHED", "FAILED"])
+def test_a_run_that_left_nothing_for_the_second_time_has_failed(state: str) -> None:
+    assert jobs.read_state(row(state, TRIED)) is TrialState.FAILED
+
+
+@pytest.mark.parametrize("state", [*MEANING, "SOMETHING_NEW"])
+def test_a_run_that_ended_by_the_machines_fault_runs_once_more_and_then_has_failed(state: str) -> None:
+    assert jobs.read_state(row(state, {"result": MACHINE})) is TrialState.RUNNING
+    assert jobs.read_state(row(state, {"result": MACHINE, **TRIED})) is TrialState.FAILED
+    gathered = {"order": 0, "at": 3.0}  # by a driver that knew of no second tries
+    assert jobs.read_state(row(state, {"result": MACHINE, "gathered": gathered})) is TrialState.FAILED
+
+
+def test_a_second_run_keeps_why_the_first_ended_and_nothing_of_its_result(
+    gateway: Gateway, site: VirtualSite, api: BalsamApi
+) -> None:
+    submitted(gateway, site, 3)
+    ended, held, _ = site.acquire(3)
+    site.deliver(ended, None, "killed by SIGKILL", fault="machine", host="n7")
+    site.end_run(ended, {"objective": None})
+    site.deliver(held, None, "killed by SIGKILL", fault="machine")  # its launcher has not said so yet
+    rows = [row for row in gateway.jobs(jobs.trial_tags("s")) if jobs.runs_again(row)]
+    assert [row["id"] for row in rows] == [ended, held]
+    again = jobs.run_again(gateway, {row["id"]: jobs.read_outcome(row) for row in rows}, rows)
+    assert [row["id"] for row in again] == [ended]
+    assert api.jobs[held]["state"] == "RUNNING"
+    job = api.jobs[ended]
+    assert (job["state"], job["serialized_return_value"], "result" in job["data"]) == ("RESTART_READY", "", False)
+    [first] = jobs.earlier_tries(job)
+    assert (first["failure"], first["host"]) == ("killed by SIGKILL", "n7")
+    assert jobs.read_state(again[0]) is jobs.read_state(job) is TrialState.READY
+    assert jobs.table_row(job, 0.0, "lab")["m:retried_after"] == "killed by SIGKILL on n7"
 
 
 @pytest.mark.parametrize("state", [*MEANING, "SOMETHING_NEW"])

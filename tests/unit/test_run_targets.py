@@ -300,7 +300,7 @@ def test_an_application_survives_balsams_way_into_another_process(tmp_path: Path
         from balsam.schemas import deserialize
         cls = deserialize(Path({str(payload)!r}).read_text())
         sent = []
-        client = SimpleNamespace(bulk_patch=lambda url, rows: sent.extend(rows))
+        client = SimpleNamespace(get=lambda url: {{"data": {{}}}}, bulk_patch=lambda url, rows: sent.extend(rows))
         cls._set_client(client)
         job = SimpleNamespace(id=5, data={{}}, tags={{"trial": "0"}}, num_nodes=1, ranks_per_node=1)
         value = cls(job).run(x=21)

@@ -18,10 +18,12 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, PlayingSite, VirtualSite
 
+from deephyper_balsam import drivers, orders
 from deephyper_balsam import search as module
 from deephyper_balsam.allocations import AllocationRequest, Allocations
 from deephyper_balsam.errors import (
     BalsamError,
+    BrokenApplicationError,
     InputError,
     NotLoggedInError,
     ProblemError,
@@ -90,6 +92,11 @@ def make(site: VirtualSite, client_yml: Path, tmp_path: Path) -> Iterator[Callab
 Make = Callable[..., Search]
 
 
+def lives(api: BalsamApi) -> list[dict[str, Any]]:
+    """The notes of the drivers of the search, the oldest first."""
+    return [row["data"] for row in list(api.jobs.values()) if row["tags"].get("kind") == "driver"]
+
+
 def in_thread(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     answers: list[Any] = []
 
@@ -129,8 +136,7 @@ def test_a_search_asks_for_an_allocation_evaluates_its_budget_and_gives_everythi
     assert playing.most_at_once == 3
     [batch] = api.batch_jobs.values()
     assert batch["state"] in ("pending_deletion", "finished")
-    [record] = [row for row in api.jobs.values() if row["tags"].get("record") == "s"]
-    assert "driver" not in record["data"]
+    assert [life["why"] for life in lives(api)] == ["complete"]
     written = pd.read_csv(tmp_path / "out" / "s" / "results.csv")
     assert written["objective"].tolist() == pytest.approx(expected)
     settings = yaml.safe_load((tmp_path / "out" / "s" / "search.yaml").read_text())
@@ -185,8 +191,43 @@ def test_failing_runs_count_have_their_reason_and_are_not_run_again(
 
 def test_when_every_run_crashes_the_search_ends_all_the_same(make: Make, play: Play, problem: HpProblem) -> None:
     play(lambda config: 1 / 0, crash=True)
-    frame = make(problem).search(max_evals=6)
+    frame = make(problem, max_failures=0).search(max_evals=6)
     assert set(frame["m:failure"]) == {"the run ended with status 1 before it left a result"}
+    assert set(frame["m:retried_after"]) == set(frame["m:failure"])
+
+
+def test_when_the_first_trials_all_fail_alike_the_search_ends_with_the_reason_and_the_results_are_written(
+    make: Make, play: Play, problem: HpProblem, api: BalsamApi
+) -> None:
+    def broken(config: dict[str, Any]) -> float:
+        raise ImportError(f"no module 'torch' for {config['x']}")
+
+    play(broken)
+    search = make(problem, max_failures=4)
+    with pytest.raises(BrokenApplicationError, match=r"The first 4 trials all failed alike.*no module 'torch'"):
+        search.search(max_evals=200)
+    rows = api.trials("s")
+    assert 4 <= sum("gathered" in row["data"] for row in rows.values()) < 20
+    assert (search.folder / "results.csv").is_file()
+    assert {row["state"] for row in rows.values()} <= {"JOB_FINISHED", "FAILED", "RUNNING"}  # none waits
+
+
+def test_failures_of_a_mended_application_do_not_end_its_next_driver(
+    make: Make, play: Play, problem: HpProblem
+) -> None:
+    broken = [True]
+
+    def mended(config: dict[str, Any]) -> float:
+        if broken[0]:
+            raise ImportError("no module 'torch'")
+        return config["x"]
+
+    play(mended)
+    with pytest.raises(BrokenApplicationError):
+        make(problem, max_failures=2).search(max_evals=20)
+    broken[0] = False
+    frame = make(problem, max_failures=2).search(max_evals=20)
+    assert (frame["job_status"] == "DONE").sum() >= 10
 
 
 @pytest.mark.parametrize(("method", "options"), [("ambs", {"num_initial": 4}), ("ga", {"population": 4})])
@@ -261,28 +302,25 @@ def test_stop_withdraws_what_waits_writes_the_results_and_leaves_the_wheel(
     assert set(frame["job_status"]) >= {"DONE", "CANCELLED"}
     assert "READY" not in set(frame["job_status"])
     assert len(pd.read_csv(tmp_path / "out" / "s" / "results.csv")) == len(frame)
-    [record] = [row for row in api.jobs.values() if row["tags"].get("record") == "s"]
-    assert "driver" not in record["data"]
+    assert [life["why"] for life in lives(api)] == ["interrupted"]
 
 
 def test_a_request_to_stop_through_balsam_ends_it(
     make: Make, play: Play, problem: HpProblem, api: BalsamApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deephyper_balsam import record
-
-    monkeypatch.setattr(record, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(drivers, "HEARTBEAT_S", 0.05)
     play(score, step_s=0.05)
     search = make(problem)
     thread, answers = in_thread(lambda: search.search(max_evals=1000))
     wait_until(lambda: len(api.batch_jobs) > 0)
     asker = make(problem).evaluator.gateway
-
-    def asked() -> bool:
-        record.ask_to_stop(asker, "s", time.time())
-        return not thread.is_alive()
-
-    wait_until(asked)
+    given = orders.give_order(asker, 1, "s", orders.STOP, time.time(), wait_s=0.0)
+    thread.join(10)
     assert isinstance(answers[0], pd.DataFrame)
+    [order] = orders.read_orders(asker, "s")
+    assert order.handled is not None
+    assert "withdrew" in order.handled["did"]
+    assert lives(api)[0]["why"] == f"stopped by {given.by}"
 
 
 @pytest.mark.parametrize("budget", [{}, {"max_evals": 0}, {"timeout": 0}, {"timeout": -1}])
@@ -330,12 +368,12 @@ def test_results_that_came_while_no_driver_looked_are_taken_in(
 ) -> None:
     site.add_allocation(3)
     first = make(problem, nodes=0)
-    first.evaluator.open("s", first.settings)
+    first.evaluator.open("s", first.settings, max_evals=3)
     trials = module.make_optimizer("random", problem, seed=5).ask(3)
     first.evaluator.submit(trials)  # and the driver is killed
     for job_id in site.acquire(3):
         site.finish(job_id, 0.5)
-    frame = make(problem, nodes=0).search(max_evals=3)
+    frame = make(problem, nodes=0).search(max_evals=3, takeover=True)
     assert frame["objective"].tolist() == [0.5] * 3
     assert len(api.trials("s")) == 3
 
@@ -428,7 +466,7 @@ def test_lost_answers_of_every_kind_lose_and_repeat_nothing(
 ) -> None:
     play(score)
     api.lose_next_answer("POST", "batch-jobs/")
-    api.answer_after(1, 503, method="POST", path="jobs/")  # the record, then the first trials
+    api.answer_after(2, 503, method="POST", path="jobs/")  # the claim and the record, then the first trials
     frame = make(problem).search(max_evals=10)
     assert sorted(api.trials("s")) == list(range(10))
     assert set(frame["job_status"]) == {"DONE"}

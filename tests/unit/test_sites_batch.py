@@ -113,6 +113,18 @@ def test_what_a_killed_job_left_running_is_ended_by_the_next_look(jobs: BatchJob
     assert ended.exit_code is None
 
 
+def test_a_wrapper_that_was_killed_while_it_wrote_its_end_is_no_trouble(jobs: BatchJobs) -> None:
+    for half in ("", "143", "143 ", "143 16x"):
+        job = submit(jobs, "exec sleep 62")
+        psutil.Process(job.process.pid).send_signal(signal.SIGKILL)
+        wait_for(lambda: not jobs.running())
+        (jobs.folder / f"{job.id}.end").write_text(half)
+        jobs.sweep()
+        ended = jobs.get(job.id)
+        assert ended is not None
+        assert ended.end_time is not None
+
+
 def test_broken_records_are_passed_over(jobs: BatchJobs) -> None:
     jobs.folder.mkdir(parents=True)
     (jobs.folder / "1.json").write_text("{")

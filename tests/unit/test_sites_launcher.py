@@ -41,9 +41,9 @@ def test_the_first_failure_is_the_launchers_exit_code() -> None:
     assert launcher.exit_code([-9]) == 137
 
 
-def test_the_modes_are_balsams_own_unless_the_machine_is_alone() -> None:
-    assert launcher.mode_script("mpi", loopback=False)[1].endswith("balsam/site/launcher/mpi_mode.py")
-    assert launcher.mode_script("serial", loopback=True)[1].endswith("deephyper_balsam/sites/serial_mode.py")
+@pytest.mark.parametrize("mode", ["mpi", "serial"])
+def test_the_modes_are_balsams_through_ours_which_keep_their_end(mode: str) -> None:
+    assert launcher.mode_script(mode)[1].endswith(f"deephyper_balsam/sites/{mode}_mode.py")
 
 
 def test_a_mode_that_ends_ends_the_supervision_and_keeps_its_code() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import socket
-import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam import worker
+from deephyper_balsam import supervise, worker
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.worker import RunningJob, TrialTimeout, evaluate, interpret, run_trial, time_limit
 
@@ -301,10 +300,6 @@ def test_what_a_run_prints_goes_to_the_jobs_output(capsys: pytest.CaptureFixture
 # --- the time limit --------------------------------------------------------------------------------------------------
 
 
-def never() -> None:
-    raise AssertionError("the watchdog must not speak")
-
-
 def test_python_code_over_its_time_gets_the_timeout_even_through_except_exception() -> None:
     def run(job: RunningJob) -> float:
         while True:
@@ -314,33 +309,23 @@ def test_python_code_over_its_time_gets_the_timeout_even_through_except_exceptio
                 continue
 
     began_at = time.monotonic()
-    with time_limit(0.2, never):
+    with time_limit(0.2):
         outcome = evaluate(run, JOB)
     assert outcome["failure"] == "timed out after 0.2 s"
     assert time.monotonic() - began_at < 5
 
 
-def test_a_run_within_its_time_leaves_neither_timer_nor_watchdog() -> None:
-    before = set(psutil.Process().children())
-    with time_limit(60, never):
-        outcome = evaluate(lambda job: 2.0, JOB)
-    assert outcome["objective"] == 2.0
-    assert set(psutil.Process().children()) == before
-    import signal
-
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
-
-
-def test_without_a_limit_nothing_is_started() -> None:
-    before = set(psutil.Process().children())
-    for limit_s in (None, 0):
-        with time_limit(limit_s, never):
-            assert set(psutil.Process().children()) == before
+def test_a_run_within_its_time_leaves_no_timer() -> None:
+    for limit_s in (60, None, 0):
+        with time_limit(limit_s):
+            outcome = evaluate(lambda job: 2.0, JOB)
+        assert outcome["objective"] == 2.0
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
 def test_the_timeout_passes_through_code_that_is_not_evaluated() -> None:
-    with pytest.raises(TrialTimeout, match=r"timed out after 0\.1 s"), time_limit(0.1, never):
+    with pytest.raises(TrialTimeout, match=r"timed out after 0\.1 s"), time_limit(0.1):
         time.sleep(10)
 
 
@@ -357,34 +342,6 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def python(code: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False, **more
-    )
-
-
-def test_code_that_does_not_react_is_ended_with_its_children_after_the_failure_was_delivered(tmp_path: Path) -> None:
-    ended = python(
-        f"""
-        import signal, subprocess, sys, time
-        from pathlib import Path
-        from deephyper_balsam import worker
-        worker._WATCHDOG_GRACE_S = 0.3
-        def give_up():
-            Path({str(tmp_path / "said")!r}).write_text("given up")
-        with worker.time_limit(0.2, give_up):
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # as code that hangs outside Python
-            child = subprocess.Popen(["sleep", "300"])
-            print(child.pid, flush=True)
-            while True:
-                time.sleep(1)
-        """
-    )
-    assert ended.returncode == -9
-    assert (tmp_path / "said").read_text() == "given up"
-    assert is_gone(int(ended.stdout))
-
-
 # --- inside Balsam ---------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +351,12 @@ class Client:
     def __init__(self, down: bool = False) -> None:
         self.down = down
         self.sent: list[Any] = []
+        self.now: dict[str, Any] | None = None
+
+    def get(self, url: str) -> Any:
+        if self.down:
+            raise TimeoutError("Exceeded max retries")
+        return self.now and {"data": self.now}
 
     def bulk_patch(self, url: str, rows: list[Any]) -> None:
         if self.down:
@@ -454,12 +417,15 @@ def test_a_run_function_that_cannot_be_loaded_on_the_node_is_a_failure_and_no_cr
 def test_only_the_first_rank_delivers(spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     for name in worker._RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    printed = sys.stdout
     for rank, sent in (("1", 0), ("0", 1)):
         client = Client()
         monkeypatch.setenv(variable, rank)
         assert worker.rank() == int(rank)
+        monkeypatch.setattr(sys, "stdout", printed)
         assert run_trial(app_for(client, nodes=2, ranks=2), spec, {"x": 2.0})["objective"] == 4.0
         assert len(client.sent) == sent
+        assert (sys.stdout is printed) is bool(sent)  # nor does Balsam print what the others return
 
 
 def test_a_run_of_one_process_delivers_whatever_rank_the_environment_names(
@@ -501,36 +467,102 @@ def test_children_that_outlive_a_good_run_are_ended(tmp_path: Path) -> None:
     assert is_gone(pid)
 
 
-def test_the_watchdogs_word_arrives_through_a_real_api(
-    api: BalsamApi, site: VirtualSite, gateway: Gateway, client_yml: Path, tmp_path: Path
-) -> None:
-    app = {"site_id": site.id, "name": "hang", "serialized_class": "", "source_code": ""}
+def job_in(api: BalsamApi, site: VirtualSite, gateway: Gateway, **data: Any) -> int:
+    app = {"site_id": site.id, "name": "a", "serialized_class": "", "source_code": ""}
     app_id = gateway.create_app(app)["id"]
-    job = {"app_id": app_id, "workdir": "a", "tags": {"search": "s", "trial": "0"}, "data": {"eval_timeout_s": 0.2}}
-    [job_id] = gateway.create_jobs([job])
+    job = {"app_id": app_id, "workdir": "a", "tags": {"search": "s", "trial": "0"}, "data": data}
+    return gateway.create_jobs([job])[0]
+
+
+def test_the_failure_of_a_run_that_does_not_react_arrives_through_a_real_api(
+    api: BalsamApi, site: VirtualSite, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "STOP_GRACE_S", 0.2)
+    job_id = job_in(api, site, gateway, eval_timeout_s=0.2)
     (tmp_path / "hang.py").write_text(
         "import signal, time\n"
         "def run(job):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
         "    time.sleep(300)\n"
     )
-    ended = python(
-        f"""
-        from types import SimpleNamespace
-        from deephyper_balsam import worker
-        from deephyper_balsam.gateway import Gateway
-        worker._WATCHDOG_GRACE_S = 0.2
-        job = SimpleNamespace(id={job_id}, data={{"eval_timeout_s": 0.2}}, tags={{"trial": "0"}}, num_nodes=1,
-                              ranks_per_node=1)
-        app = SimpleNamespace(job=job, _client=Gateway({str(client_yml)!r})._client)
-        spec = {{"kind": "function", "target": {str(tmp_path / "hang.py:run")!r}}}
-        worker.run_trial(app, spec, {{}})
-        """,
-        cwd=tmp_path,
-    )
-    assert ended.returncode == -9
+    job = SimpleNamespace(id=job_id, data={"eval_timeout_s": 0.2}, tags={"trial": "0"}, num_nodes=1, ranks_per_node=1)
+    spec = {"kind": "function", "target": str(tmp_path / "hang.py:run")}
+    run_trial(SimpleNamespace(job=job, _client=gateway._client), spec, {})
     assert api.jobs[job_id]["data"]["result"]["failure"] == "timed out after 0.2 s"
     assert api.jobs[job_id]["data"]["eval_timeout_s"] == 0.2
+
+
+def test_what_others_wrote_into_the_job_while_the_run_went_on_stays(spec: dict[str, Any]) -> None:
+    client = Client()
+    client.now = {"cancelled": 5.0}
+    outcome = run_trial(app_for(client, {"asked": {}}), spec, {"x": 2.0})
+    assert client.sent == [("jobs/", [{"id": 17, "data": {"cancelled": 5.0, "result": outcome}}])]
+
+
+def test_the_result_of_another_run_of_the_same_job_stays(spec: dict[str, Any]) -> None:
+    client = Client()
+    client.now = {"result": {"objective": 0.25}}
+    assert run_trial(app_for(client), spec, {"x": 2.0})["objective"] == 4.0
+    assert client.sent == []
+
+
+@pytest.mark.parametrize(
+    ("body", "failure", "fault"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL (out of memory?)", "machine"),
+        (
+            "import faulthandler; faulthandler.disable(); os.kill(os.getpid(), 11)",
+            "killed by SIGSEGV (a crash outside Python)",
+            "machine",
+        ),
+        (
+            "os._exit(3)",
+            "the run ended its own process with status 3 and left no result (os._exit, or a library that exits?)",
+            None,
+        ),
+        ("raise MemoryError", "MemoryError", None),
+        ("os.closerange(3, 200)", "the run ended its own process with status 1 and left no result", None),
+    ],
+)
+def test_a_run_that_ends_its_own_process_is_a_failure_and_whose_fault_is_said(
+    tmp_path: Path, body: str, failure: str, fault: str | None
+) -> None:
+    (tmp_path / "die.py").write_text(f"import os\ndef run(job):\n    {body}\n    return 1.0\n")
+    client = Client()
+    outcome = run_trial(app_for(client), {"kind": "function", "target": str(tmp_path / "die.py:run")}, {})
+    assert outcome["failure"].startswith(failure)
+    assert outcome.get("fault") == fault
+    assert outcome["host"] == socket.gethostname()
+    assert client.sent[0][1][0]["data"]["result"] == outcome
+
+
+def test_what_a_run_wrote_into_job_out_itself_is_made_harmless_byte_by_byte(spec: dict[str, Any]) -> None:
+    written = b"ok \xff\xfe \xe9t\xc3\xa9 BALSAM-RETURN-VALUE mine\n"
+    Path("job.out").write_bytes(written)
+    run_trial(app_for(Client()), spec, {"x": 1.0})
+    assert Path("job.out").read_text() == "ok ?? ?té BALSAM RETURN VALUE mine\n"
+    assert Path("job.out").stat().st_size == len(written)
+
+
+def test_a_run_that_fills_its_memory_has_room_left_to_say_so(tmp_path: Path) -> None:
+    (tmp_path / "fill.py").write_text(
+        "import pathlib, resource\n"
+        "def run(job):\n"
+        "    now = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (now + 2**26, now + 2**26))\n"
+        "    held = []\n"
+        "    while True:\n"
+        "        held.append(bytearray(2**9))\n"
+    )
+    outcome = run_trial(app_for(Client()), {"kind": "function", "target": str(tmp_path / "fill.py:run")}, {})
+    assert (outcome["failure"], "fault" in outcome) == ("MemoryError", False)
+    assert "held.append" in outcome["traceback"]
+
+
+def test_a_rank_that_was_killed_fails_so_that_mpi_ends_the_others(tmp_path: Path) -> None:
+    (tmp_path / "die.py").write_text("import os\ndef run(job):\n    os.kill(os.getpid(), 9)\n")
+    with pytest.raises(RuntimeError, match="killed by SIGKILL"):
+        run_trial(app_for(Client(), ranks=2), {"kind": "function", "target": str(tmp_path / "die.py:run")}, {})
 
 
 def test_every_update_of_a_job_in_the_agent_leaves_the_same_columns() -> None:

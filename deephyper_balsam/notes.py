@@ -1,0 +1,83 @@
+"""What a search keeps in Balsam beside its trials: notes, jobs of the application ``deephyper_search`` that never run.
+
+A note carries the tags ``kind`` and ``record`` (the search's name), and says the rest in its `data`:
+
+- ``kind=search``: the record, written once (`deephyper_balsam.record`);
+- ``kind=driver``: one life of a driver, written by that driver alone (`deephyper_balsam.drivers`);
+- ``kind=order``: what a person asked of the search, answered by whoever drives it (`deephyper_balsam.orders`).
+
+Balsam replaces the `data` of a job whole and has no compare-and-swap, so that two writers of one job would lose each
+other's words: hence one note for each thing that is said, and one writer for each note.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deephyper_balsam.errors import BalsamError
+from deephyper_balsam.gateway import Gateway, Row, pack
+
+APP = "deephyper_search"
+
+
+def write_note(gateway: Gateway, site_id: int, search: str, kind: str, data: Mapping[str, Any]) -> int:
+    """Write a note of a search; its id. It is there, for every reader, when this returns."""
+    job = {
+        "app_id": _app(gateway, site_id),
+        "workdir": f"{search}/{kind}-{secrets.token_hex(4)}" if kind != "search" else f"{search}/record",
+        "tags": {"kind": kind, "record": search},
+        "serialized_parameters": pack({}),
+        "data": data,
+    }
+    [job_id] = gateway.create_jobs([job])
+    # Not left to the site's agent: a site whose agent is down must not hold a job that looks like work
+    gateway.move_jobs({"record": search}, ("STAGED_IN",), "JOB_FINISHED", f"a note of the search: {kind}", [job_id])
+    return job_id
+
+
+def read_notes(
+    gateway: Gateway, search: str | None = None, kind: str | None = None, changed_since: str | None = None
+) -> Iterator[Row]:
+    """Return the notes of a search (of all searches: None), the oldest first."""
+    tags = {key: value for key, value in (("kind", kind), ("record", search)) if value is not None}
+    return gateway.jobs(tags, changed_since=changed_since)
+
+
+def _app(gateway: Gateway, site_id: int) -> int:
+    from balsam._api.app import ApplicationDefinition
+    from balsam.schemas import serialize
+
+    for row in gateway.apps(site_id, name=APP):
+        return int(row["id"])
+
+    class Note(ApplicationDefinition):  # type: ignore[misc]
+        site = site_id
+
+        def preprocess(self) -> None:
+            from deephyper_balsam.worker import even_update
+
+            # Balsam makes JOB_FINISHED of it. Said outright it would be no change where `write_note` was first, and
+            # an update without a new state takes the state from all the others in its request.
+            even_update(self.job, "POSTPROCESSED")
+
+        def run(self) -> None:
+            return None
+
+    Note.__name__ = APP
+    definition = {
+        "site_id": site_id,
+        "name": APP,
+        "serialized_class": serialize(Note),
+        "source_code": "",
+        "description": "What searches keep beside their trials; its jobs never run.",
+        "parameters": {},
+        "transfers": {},
+    }
+    try:
+        return int(gateway.create_app(definition)["id"])
+    except BalsamError:  # another process made it in the same moment
+        for row in gateway.apps(site_id, name=APP):
+            return int(row["id"])
+        raise

@@ -1,0 +1,55 @@
+"""Whether things move at a site: its agent's signs of life."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from deephyper_balsam.gateway import Gateway, Row, parse_time
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+_SILENT_S = 30.0  # of an agent that is known to refresh its site every few seconds
+_UNKNOWN_SILENT_S = 150.0  # of one whose habits are not known yet: some refresh once a minute
+
+
+class SiteWatch:
+    """Looks at the sites of a search now and then; call `look` as often as you like."""
+
+    def __init__(self, gateway: Gateway, sites: Mapping[int, Row]) -> None:
+        self._gateway = gateway
+        self._names = {site_id: str(site["name"]) for site_id, site in sites.items()}
+        self._looked_at = -1e9
+        self._refreshed_at: dict[int, float] = {}
+        self._period_s: dict[int, float] = {}
+        self.notice: str | None = None
+
+    def look(self, now: float) -> None:
+        """Look again if the last look is old enough; `now` is the server's clock."""
+        if now - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = now
+        silent = [
+            said for row in self._gateway.sites() if row["id"] in self._names and (said := self._silence(row, now))
+        ]
+        if silent and self.notice is None:
+            logger.warning("%s", silent[0])
+        self.notice = silent[0] if silent else None
+
+    def _silence(self, row: Row, now: float) -> str | None:
+        """Return what to say if the site's agent is silent for longer than is its habit."""
+        site_id, refreshed_at = int(row["id"]), parse_time(row["last_refresh"])
+        before = self._refreshed_at.get(site_id)
+        self._refreshed_at[site_id] = refreshed_at
+        if before is not None and refreshed_at > before:
+            self._period_s[site_id] = min(refreshed_at - before, 120.0)
+        period_s = self._period_s.get(site_id)
+        silent_s = now - refreshed_at
+        if silent_s < (_UNKNOWN_SILENT_S if period_s is None else max(_SILENT_S, 4 * period_s)):
+            return None
+        return (
+            f"the agent of site {self._names[site_id]} has given no sign for {silent_s:.0f} s: nothing new starts "
+            "there until it runs again (`balsam site start` in the site's folder; `deephyper-balsam server up` for a "
+            "local server)"
+        )

@@ -1,0 +1,120 @@
+"""A proxy before Balsam's real API that loses requests and answers, answers 500 and is slow, by a seeded schedule."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FAULTS = ("lost request", "lost answer", "500 before", "500 after", "slow")
+
+
+class Proxy:
+    """Passes requests on to the API at `url`; while `share` > 0, that share of them meets one of `FAULTS`.
+
+    `met` counts what requests met; `lost_creations` how many creations of jobs were done and not answered.
+    """
+
+    def __init__(self, url: str, seed: int) -> None:
+        self.share = 0.0
+        self.met: Counter[str] = Counter()
+        self.lost_creations = 0
+        self._port = int(url.rpartition(":")[2])
+        self._rng = random.Random(seed)
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def credentials(self, real: Path, path: Path) -> Path:
+        """Write a credentials file that leads through the proxy."""
+        path.write_text(yaml.safe_dump({**yaml.safe_load(real.read_text()), "api_root": self.url}))
+        return path
+
+    def draw(self) -> str | None:
+        """What the next request meets."""
+        with self._lock:
+            fault = self._rng.choice(FAULTS) if self._rng.random() < self.share else None
+            self.met[fault or "nothing"] += 1
+            return fault
+
+    def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
+        """Make the request at the real API."""
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=30)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers.get("Content-Type", ""), answer.read()
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        pass  # a connection that was dropped on purpose
+
+
+def _handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = 1 << 16
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if name in self.headers}
+            fault = proxy.draw()
+            if fault == "slow":
+                time.sleep(2)
+            if fault == "lost request":
+                return self._drop()
+            if fault == "500 before":
+                return self._answer(500, "text/plain", b"injected")
+            try:
+                status, kind, answer = proxy.ask(self.command, self.path, body, headers)
+            except (OSError, HTTPException):
+                return self._drop()
+            if fault in ("lost answer", "500 after") and (self.command, self.path) == ("POST", "/jobs/"):
+                proxy.lost_creations += 1
+            if fault == "lost answer":
+                return self._drop()
+            if fault == "500 after":
+                return self._answer(500, "text/plain", b"injected")
+            return self._answer(status, kind, answer)
+
+        def _answer(self, status: int, kind: str, answer: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def _drop(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve
+
+    return Handler
