@@ -8,11 +8,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test lint format bench clean help
+.PHONY: quickstart test test-slurm lint format bench clean help
 
 help:
 	@echo "make quickstart   set up, then search a network on a Balsam of your own"
 	@echo "make test         set up, then run all tests"
+	@echo "make test-slurm   set up, then the tests on a real Slurm of their own (root, Slurm's packages)"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make bench        the benchmarks (QUICK=1 for a short look, PEER_PYTHON=... beside peers)"
 	@echo "make clean        remove what these commands made, the results of quickstart too"
@@ -22,8 +23,12 @@ quickstart: $(VENV)/.installed-local
 
 # The unit and contract tests side by side, then the live ones on one Balsam
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -m "not live" -n 2 -q
-	$(PY) -m pytest -m live -q
+	$(PY) -m pytest -m "not live and not slurm" -n 2 -q
+	$(PY) -m pytest -m "live and not slurm" -q
+
+# The site configs for Slurm on a real one; it says why when it cannot
+test-slurm: $(VENV)/.installed-test
+	$(PY) -m pytest -m slurm -q
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	$(PY) -m ruff check .

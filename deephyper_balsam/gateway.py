@@ -257,6 +257,11 @@ class Gateway:
         row: Row = self._call("POST", "batch-jobs/", body=batch_job)
         return row
 
+    def adopt_batch_job(self, batch_job_id: int, scheduler_id: int, start_time: str) -> None:
+        """Say that a BatchJob is the allocation with this scheduler's id, which runs already."""
+        row = {"id": batch_job_id, "scheduler_id": scheduler_id, "state": "running", "start_time": start_time}
+        self._call("PATCH", "batch-jobs/", body=[{**row, "status_info": {}}])
+
     def end_batch_job(self, batch_job_id: int) -> None:
         """Ask a site to end an allocation."""
         self._call("PATCH", "batch-jobs/", body=[{"id": batch_job_id, "state": "pending_deletion"}])

@@ -28,6 +28,7 @@ _COMMANDS = {
     "problem": "problem",
     "search": "search",
     "simulate": "simulate",
+    "modulefile": "modulefile",
 }
 
 

@@ -43,7 +43,9 @@ def configs(as_json: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--config", required=True, help="A name from `site configs`, or the path of a folder of your own.")
 @click.option("--name", required=True, help="The site's name in Balsam.")
-def init(path: Path, config: str, name: str) -> None:
+@click.option("--project", help="What to charge, where the config says YOUR_PROJECT.")
+@click.option("--queue", help="Where to submit, where the config says YOUR_PARTITION or YOUR_QUEUE.")
+def init(path: Path, config: str, name: str, project: str | None, queue: str | None) -> None:
     """Make a new Balsam site in the folder PATH, without questions, and report it to the Balsam you are logged in to.
 
     \b
@@ -52,7 +54,7 @@ def init(path: Path, config: str, name: str) -> None:
     """
     from deephyper_balsam.sites.configs import init_site
 
-    made = init_site(path, config, name)
+    made = init_site(path, config, name, project=project, queue=queue)
     click.echo(f"Made the Balsam site {made.name} (id {made.id}) in {made.path}.")
     click.echo(f"Look through {made.path / 'settings.yml'}, then start its agent:")
     click.echo(f"  cd {made.path} && balsam site start")
@@ -60,17 +62,18 @@ def init(path: Path, config: str, name: str) -> None:
 
 @site.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--import", "imports", multiple=True, metavar="MODULE", help="What run functions import; repeat it.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list: name, ok, detail.")
-def check(path: Path, as_json: bool) -> None:
-    """Check the Balsam site in PATH: its settings, folders, commands, the API and its agent.
+def check(path: Path, imports: tuple[str, ...], as_json: bool) -> None:
+    """Check the Balsam site in PATH: settings, names to fill in, folders, commands, packages, the API, clock, agent.
 
     \b
     Example:
-      deephyper-balsam site check ./my-site
+      deephyper-balsam site check ./my-site --import torch
     """
     from deephyper_balsam.sites.checks import check_site
 
-    checks = check_site(path)
+    checks = check_site(path, imports=imports)
     if as_json:
         click.echo(json.dumps([item.to_dict() for item in checks], indent=2))
     else:

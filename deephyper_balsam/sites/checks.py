@@ -1,25 +1,35 @@
-"""Whether a Balsam site is ready for work: settings, folders, commands, API and agent."""
+"""Whether a Balsam site is ready for work: settings, folders, commands, packages, API, clock and agent."""
 
 from __future__ import annotations
 
+import importlib
 import math
-import os
 import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import yaml
 
 from deephyper_balsam.errors import DeepHyperBalsamError, InputError
 from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites.configs import SETTINGS_FILE, SITE_FOLDERS, SITE_ID_FILE
+from deephyper_balsam.sites.configs import PLACEHOLDER, SETTINGS_FILE, SITE_FOLDERS, SITE_ID_FILE
 
 _AGENT_SILENT_S = 120.0
+_CLOCK_SKEW_S = 10.0
+# What every run and launcher imports, in the environment that the agent runs in, which is this one
+_PACKAGES = ("balsam", "deephyper_balsam", "dill", "psutil", "zmq")
 # What the scheduler and run classes call, by a part of the class's dotted path.
 _COMMANDS = {
-    "slurm": ("sbatch", "squeue", "scancel", "srun"),
+    "slurm": ("sbatch", "squeue", "scancel", "scontrol", "srun"),
     "pbs": ("qsub", "qstat", "qdel"),
     "cobalt": ("qsub", "qstat", "qdel"),
     "theta": ("aprun",),
@@ -40,7 +50,7 @@ class Check:
         return asdict(self)
 
 
-def check_site(path: str | Path, client_path: str | Path | None = None) -> list[Check]:
+def check_site(path: str | Path, client_path: str | Path | None = None, imports: Sequence[str] = ()) -> list[Check]:
     """Look at everything that a site needs, and change nothing.
 
     Parameters
@@ -49,6 +59,8 @@ def check_site(path: str | Path, client_path: str | Path | None = None) -> list[
         The site's folder.
     client_path
         The credentials file. Default: what Balsam itself takes.
+    imports
+        Modules that run functions import.
 
     Raises
     ------
@@ -66,8 +78,8 @@ def check_site(path: str | Path, client_path: str | Path | None = None) -> list[
     settings, settings_check = _settings(path)
     checks = [settings_check, _folders(path)]
     if settings is not None:
-        checks += [_template(path, settings), _commands(settings)]
-    return [*checks, *_api_and_agent(site_id, path, client_path)]
+        checks += [_template(path, settings), _names(path, settings), _commands(settings)]
+    return [*checks, _packages(imports), *_api_and_agent(site_id, path, client_path)]
 
 
 def _settings(path: Path) -> tuple[Any, Check]:
@@ -82,10 +94,75 @@ def _settings(path: Path) -> tuple[Any, Check]:
 
 
 def _folders(path: Path) -> Check:
-    bad = [name for name in SITE_FOLDERS if not os.access(path / name, os.W_OK | os.X_OK)]
+    bad = [name for name in SITE_FOLDERS if not _writable(path / name)]
     if bad:
         return Check("folders", False, f"missing or not writable in {path}: {', '.join(bad)}")
     return Check("folders", True, f"{', '.join(SITE_FOLDERS)} are writable")
+
+
+def _writable(folder: Path) -> bool:
+    """Try it: a full or read-only file system, or a quota, looks writable by its permissions."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError:
+        return False
+    return True
+
+
+def _names(path: Path, settings: Any) -> Check:
+    """Whether project and queues are filled in, and the template renders."""
+    left = set(PLACEHOLDER.findall(_without_comments(path / SETTINGS_FILE)))
+    template = path / (settings.scheduler.job_template_path if settings.scheduler else "job-template.sh")
+    if template.is_file():
+        left |= set(PLACEHOLDER.findall(_without_comments(template)))
+    if left:
+        return Check("names", False, f"fill in {', '.join(sorted(left))} in {path / SETTINGS_FILE} and {template.name}")
+    if settings.scheduler is None:
+        return Check("names", True, "no scheduler")
+    if not settings.scheduler.allowed_queues or not settings.scheduler.allowed_projects:
+        return Check("names", False, f"{path / SETTINGS_FILE} allows no queue or no project: no BatchJob can be made")
+    queues, projects = settings.scheduler.allowed_queues, settings.scheduler.allowed_projects
+    return Check("names", True, f"queues {', '.join(queues)}; projects {', '.join(projects)}")
+
+
+def _without_comments(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith("# "))
+
+
+def _packages(imports: Sequence[str]) -> Check:
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    for name in imports:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever an import does: a run would fail with it, too
+            missing.append(f"{name} ({type(error).__name__}: {error})")
+    if missing:
+        return Check("packages", False, f"cannot be imported by {sys.executable}: {', '.join(missing)}")
+    return Check("packages", True, f"{', '.join([*_PACKAGES, *imports])} in {sys.prefix}")
+
+
+def _clock(client_path: str | Path | None) -> list[Check]:
+    """Compare this machine's clock with the API's: times of jobs come from both. Nothing when it tells no time."""
+    from balsam.config import ClientSettings
+
+    file = Path(client_path) if client_path else ClientSettings.settings_path()
+    try:
+        api_root = str(yaml.safe_load(file.read_text())["api_root"])
+        with urlopen(api_root, timeout=10) as answer:
+            date = answer.headers.get("Date")
+    except HTTPError as error:
+        date = error.headers.get("Date")
+    except (URLError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return []
+    if not date:
+        return []
+    skew_s = datetime.now(timezone.utc).timestamp() - parsedate_to_datetime(date).timestamp()
+    if abs(skew_s) > _CLOCK_SKEW_S:
+        ahead = "ahead of" if skew_s > 0 else "behind"
+        return [Check("clock", False, f"this machine's clock is {abs(skew_s):.0f} s {ahead} the API's: set it by NTP")]
+    return [Check("clock", True, f"within {_CLOCK_SKEW_S:.0f} s of the API's")]
 
 
 def _template(path: Path, settings: Any) -> Check:
@@ -119,7 +196,7 @@ def _api_and_agent(site_id: int, path: Path, client_path: str | Path | None) -> 
         api = Check("api", False, f"Balsam has the site {row['name']} in {row['path']}, not in {path}")
     else:
         api = Check("api", True, f"Balsam knows the site as {row['name']} (id {site_id})")
-    return [api, _agent(row["last_refresh"], path)]
+    return [api, *_clock(client_path), _agent(row["last_refresh"], path)]
 
 
 def _agent(last_refresh: str | None, path: Path) -> Check:

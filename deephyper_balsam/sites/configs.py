@@ -6,6 +6,7 @@ settings file, complete; the shorter form of Balsam's default configs is underst
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from deephyper_balsam.resources import folder
 SETTINGS_FILE = "settings.yml"
 SITE_ID_FILE = ".balsam-site"
 SITE_FOLDERS = ("log", "qsubmit", "data")
+# What a config leaves to its user begins so: YOUR_PROJECT, YOUR_PARTITION
+PLACEHOLDER = re.compile(r"\bYOUR_[A-Z_]+\b")
+_QUEUE_PLACEHOLDERS = ("YOUR_QUEUE", "YOUR_PARTITION")
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,34 @@ def site_config(name_or_path: str | Path) -> SiteConfig:
     )
 
 
+def fill_in(text: str, project: str | None = None, queue: str | None = None) -> str:
+    """Put a project and a queue where a config's settings leave them to the user.
+
+    Raises
+    ------
+    InputError
+        When a name has characters that no scheduler takes, or the settings have no place for it.
+    """
+    for what, value, names in (("project", project, ("YOUR_PROJECT",)), ("queue", queue, _QUEUE_PLACEHOLDERS)):
+        if value is None:
+            continue
+        if not re.fullmatch(r"[\w.@+-]+", value):
+            raise InputError(f"A {what} is one word of letters, digits and . _ - + @, but got {value!r}.")
+        if not any(re.search(rf"\b{name}\b", text) for name in names):
+            raise InputError(f"This site config names its {what}s itself: edit {SETTINGS_FILE} instead of giving one.")
+        for name in names:
+            text = re.sub(rf"\b{name}\b", value, text)
+    return text
+
+
 def init_site(
-    path: str | Path, config: str | Path | SiteConfig, name: str, client_path: str | Path | None = None
+    path: str | Path,
+    config: str | Path | SiteConfig,
+    name: str,
+    client_path: str | Path | None = None,
+    *,
+    project: str | None = None,
+    queue: str | None = None,
 ) -> Site:
     """Make a new Balsam site without asking anything, and report it to Balsam. When that fails, nothing is left behind.
 
@@ -129,11 +159,13 @@ def init_site(
         The site's name in Balsam, unique among the user's sites.
     client_path
         The credentials file. Default: what Balsam itself takes (``$BALSAM_CLIENT_PATH`` or ``~/.balsam/client.yml``).
+    project, queue
+        What replaces the config's ``YOUR_PROJECT``, and its ``YOUR_QUEUE`` or ``YOUR_PARTITION``.
 
     Raises
     ------
     InputError
-        When the path exists or cannot be made, or the name is taken.
+        When the path exists or cannot be made, the name is taken, or a project or queue cannot be filled in.
     UnknownSiteError
         When the config is unknown.
     SettingsError
@@ -152,7 +184,7 @@ def init_site(
 
     from balsam.config import Settings
 
-    text = config.settings_text()
+    text = fill_in(config.settings_text(), project, queue)
     try:
         settings = Settings(**yaml.safe_load(text))
     except (ImportError, TypeError, ValueError) as error:  # a class's dotted path may be wrong

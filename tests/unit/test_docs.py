@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("apps/**/README.md")), *sorted(ROOT.glob("site-configs/*/README.md"))]
+READMES.append(ROOT / "jobscripts" / "README.md")
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _SPAN = re.compile(r"(`+)(.+?)\1(?!`)")
@@ -47,7 +48,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         if language not in ("sh", "bash", "shell", ""):
             continue
         for line in text.replace("\\\n", " ").splitlines():
-            for found in re.finditer(r"\bdeephyper-balsam ([^)|;&#\n]*)", line):
+            for found in re.finditer(r"\bdeephyper-balsam ([^)|;&#>\n]*)", line):
                 with_closed_quotes = found.group(1) + ("'" if found.group(1).count("'") % 2 else "")
                 yield shlex.split(with_closed_quotes.replace('"', "") if "$(" in line else with_closed_quotes)
 

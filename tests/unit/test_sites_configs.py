@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,7 +147,8 @@ def test_the_check_of_a_site_names_what_is_wrong(tmp_path: Path, gateway: type[F
     def state() -> dict[str, bool]:
         return {item.name: item.ok for item in check_site(made.path)}
 
-    fine = {"settings": True, "folders": True, "template": True, "commands": True, "api": True}
+    fine = {"settings": True, "folders": True, "template": True, "names": True, "commands": True}
+    fine = {**fine, "packages": True, "api": True}
     assert state() == {**fine, "agent": False}
     (made.path / "balsam-service.pid").write_text("host\n1")
     assert state() == {**fine, "agent": False}  # silent since January
@@ -172,3 +177,72 @@ def test_the_check_looks_for_the_schedulers_commands(
     found = next(item for item in check_site(made.path) if item.name == "commands")
     assert not found.ok
     assert "qsub" in found.detail
+
+
+def test_the_check_names_projects_and_queues_that_nobody_filled_in(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    made = init_site(tmp_path / "site", "slurm", "mine")
+
+    def names() -> checks.Check:
+        return next(item for item in check_site(made.path) if item.name == "names")
+
+    assert not names().ok
+    assert "YOUR_PARTITION, YOUR_PROJECT" in names().detail
+    other = init_site(tmp_path / "other", "slurm", "other", project="m1234", queue="regular")
+    found = next(item for item in check_site(other.path) if item.name == "names")
+    assert (found.ok, found.detail) == (True, "queues regular; projects m1234")
+
+
+def test_names_that_no_scheduler_takes_or_the_config_does_not_ask_for_are_refused(
+    tmp_path: Path, gateway: type[FakeGateway]
+) -> None:
+    with pytest.raises(InputError, match="one word"):
+        init_site(tmp_path / "site", "slurm", "mine", project="a b")
+    with pytest.raises(InputError, match="names its queues itself"):
+        init_site(tmp_path / "site", "perlmutter-cpu", "mine", project="m1", queue="regular")
+    assert not (tmp_path / "site").exists()
+
+
+def test_every_config_makes_a_site_without_questions(
+    tmp_path: Path, gateway: type[FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    for config in site_configs():
+        assert init_site(tmp_path / config.name, config, config.name).path.is_dir()
+
+
+def test_the_check_imports_what_run_functions_need(tmp_path: Path, gateway: type[FakeGateway]) -> None:
+    made = init_site(tmp_path / "site", "local", "mine")
+
+    def packages(*names: str) -> checks.Check:
+        return next(item for item in check_site(made.path, imports=names) if item.name == "packages")
+
+    assert packages("json").ok
+    assert not packages("no_such_package").ok
+    assert "no_such_package (ModuleNotFoundError" in packages("json", "no_such_package").detail
+
+
+@pytest.mark.parametrize(("skew_s", "ok"), [(0, True), (-300, False), (300, False)])
+def test_the_check_compares_clocks_with_the_api(
+    tmp_path: Path, gateway: type[FakeGateway], monkeypatch: pytest.MonkeyPatch, skew_s: int, ok: bool
+) -> None:
+    made = init_site(tmp_path / "site", "local", "mine")
+    client = tmp_path / "client.yml"
+    client.write_text("api_root: http://api.example\n")
+    date = formatdate(time.time() + skew_s, usegmt=True)
+    answer = nullcontext(SimpleNamespace(headers={"Date": date}))
+    monkeypatch.setattr(checks, "urlopen", lambda url, timeout: answer)
+    found = {item.name: item for item in check_site(made.path, client_path=client)}
+    assert found["clock"].ok is ok
+    assert ok or ("ahead of" if skew_s < 0 else "behind") in found["clock"].detail
+
+
+def test_the_check_tries_to_write_and_does_not_trust_permissions(
+    tmp_path: Path, gateway: type[FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = init_site(tmp_path / "site", "local", "mine")
+
+    def full(dir: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", full)
+    assert not next(item for item in check_site(made.path) if item.name == "folders").ok

@@ -1,0 +1,274 @@
+"""PBS and PALS' ``mpiexec``: the classes that the site configs `polaris-pbs` and `aurora-pbs` name.
+
+Balsam's own scheduler class gives up at the first state that it does not know, and the agent then calls the jobs after
+it finished; it reads all times as Eastern ones, and misses users with long names. The formats are those of the
+PBS Professional Reference Guide: qsub(1B), qstat(1B) with ``-F json``, qdel(1B).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from balsam.platform import compute_node as balsams
+from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode
+
+from deephyper_balsam.sites.runs import EndsWithAllocation, launch_options, rank_script
+from deephyper_balsam.sites.scheduling import (
+    BatchScheduler,
+    Job,
+    Request,
+    State,
+    clock_min,
+    local_seconds,
+    queue_of,
+    run_command,
+)
+
+# PBS Reference Guide, "Job states" (job_state). FAILED is told from F by the exit status.
+STATES = {
+    "B": State.RUNNING,  # an array that has begun
+    "E": State.RUNNING,  # exiting
+    "F": State.FINISHED,
+    "H": State.QUEUED,
+    "M": State.QUEUED,  # moved to another server
+    "Q": State.QUEUED,
+    "R": State.RUNNING,
+    "S": State.RUNNING,  # suspended
+    "T": State.QUEUED,  # in transit
+    "U": State.RUNNING,  # suspended for the workstation's user
+    "W": State.QUEUED,
+    "X": State.FINISHED,  # a part of an array
+}
+_TIME_FORM = "%a %b %d %H:%M:%S %Y"
+
+
+def submit_command(request: Request) -> list[str]:
+    """Return the ``qsub`` command. Nodes and wall time stand in the script: here they would replace its select."""
+    return [
+        "qsub",
+        *("-N", request.name),
+        *("-A", request.project),
+        *("-q", request.queue),
+        *("-v", environment_words(request.environment)),
+        *("-o", str(request.output)),
+        *("-j", "oe"),
+        *("-k", "doe"),
+        str(request.script),
+    ]
+
+
+def environment_words(environment: Mapping[str, str]) -> str:
+    """Return variables as ``-v`` takes them: between commas; a value with a comma, space or quote stands in quotes."""
+    plain = re.compile(r"[^\s,'\"]*")
+    return ",".join(
+        f"{name}={value}" if plain.fullmatch(value) else f'{name}="{value}"' for name, value in environment.items()
+    )
+
+
+def parse_submit(text: str) -> int:
+    """Read ``1234.server`` from the last line.
+
+    Raises
+    ------
+    ValueError
+        When there is no id.
+    """
+    lines = text.strip().splitlines()
+    return int(lines[-1].partition(".")[0]) if lines else int("")
+
+
+def queue_command(user: str) -> list[str]:
+    """Return the ``qstat`` command that lists the ids of the user's jobs."""
+    return ["qstat", "-u", user]
+
+
+def parse_queue(text: str) -> list[str]:
+    """Return the ids in the first column, in any case without the server's name, which may be cut."""
+    found = (re.match(r"\s*(\d+)\.", line) for line in text.splitlines())
+    return [match[1] for match in found if match]
+
+
+def jobs_command(*job_ids: str, ended: bool = False) -> list[str]:
+    """Return the ``qstat`` command that tells all of these jobs; with `ended` also of those that ended."""
+    return ["qstat", *(["-x"] if ended else []), "-f", "-F", "json", *job_ids]
+
+
+def parse_jobs(text: str, now: float) -> list[Job]:
+    """Read what `jobs_command` printed; an entry that is no job of its own is passed over, the others are read.
+
+    Raises
+    ------
+    ValueError
+        When the text is no JSON.
+    """
+    data = json.loads(text, strict=False) if text.strip() else {}
+    jobs = []
+    for name, entry in (data.get("Jobs") or {}).items():
+        number = name.partition(".")[0]
+        if number.isdigit():  # 12[] and 12[3] are arrays: never ours
+            jobs.append(_parse_entry(int(number), entry, now))
+    return jobs
+
+
+def _parse_entry(number: int, entry: Mapping[str, Any], now: float) -> Job:
+    asked = entry.get("Resource_List") or {}
+    limit = _minutes(asked.get("walltime"))
+    state = STATES.get(str(entry.get("job_state", "")), State.UNKNOWN)
+    started = local_seconds(str(entry.get("stime", "")), _TIME_FORM)
+    queued = local_seconds(str(entry.get("qtime", "")), _TIME_FORM)
+    status = str(entry.get("Exit_status", ""))
+    exit_code = int(status) if re.fullmatch(r"-?\d+", status) else None
+    # Over 256 a signal ended it, below 0 PBS itself
+    if state is State.FINISHED and exit_code is not None and 0 < exit_code < 256:
+        state = State.FAILED
+    ended = None
+    if not state.alive:
+        ended = local_seconds(str(entry.get("obittime", entry.get("mtime", ""))), _TIME_FORM)
+    ran_min = 0 if started is None else max(0, int((now - started) / 60))
+    return Job(
+        id=number,
+        state=state,
+        queue=queue_of(str(entry.get("Job_Name", "")), str(entry.get("queue", ""))),
+        project=str(entry.get("Account_Name", entry.get("project", ""))),
+        num_nodes=int(asked.get("nodect", 0) or 0),
+        wall_time_min=limit,
+        time_remaining_min=max(0, limit - ran_min),
+        queued_time_min=0 if queued is None else max(0, int(((started or now) - queued) / 60)),
+        start_time=started,
+        end_time=ended,
+        exit_code=exit_code,
+    )
+
+
+def _minutes(text: Any) -> int:
+    try:
+        return clock_min(str(text))
+    except ValueError:
+        return 0
+
+
+class PBSScheduler(BatchScheduler):
+    """PBS for Balsam's agent."""
+
+    @classmethod
+    def submit_command(cls, request: Request) -> list[str]:
+        """Return the ``qsub`` command."""
+        return submit_command(request)
+
+    @classmethod
+    def parse_submit(cls, text: str) -> int:
+        """Read the new id."""
+        return parse_submit(text)
+
+    @classmethod
+    def list_jobs(cls, user: str) -> list[Job]:
+        """Return what ``qstat`` tells of the user's jobs. One that ends between its two questions is left out."""
+        job_ids = parse_queue(cls.ask(queue_command(user)))
+        if not job_ids:
+            return []
+        command = jobs_command(*job_ids)
+        answer = run_command(command)
+        if answer.code and "Unknown Job" not in answer.said:
+            raise SchedulerNonZeroReturnCode(f"{' '.join(command)} ended with {answer.code}: {answer.said}")
+        return parse_jobs(answer.output, time.time())
+
+    @classmethod
+    def find(cls, job_id: int) -> Job | None:
+        """Ask ``qstat`` for one job, with its history where PBS keeps one."""
+        command = jobs_command(str(job_id), ended=True)
+        answer = run_command(command)
+        if answer.code and "history" in answer.said.lower():  # PBS keeps none: only jobs that live are known
+            command = jobs_command(str(job_id))
+            answer = run_command(command)
+        if answer.code and "Unknown Job" in answer.said:
+            return None
+        if answer.code:
+            raise SchedulerNonZeroReturnCode(f"{' '.join(command)} ended with {answer.code}: {answer.said}")
+        return next((job for job in parse_jobs(answer.output, time.time()) if job.id == job_id), None)
+
+    @classmethod
+    def delete_command(cls, job_id: int) -> list[str]:
+        """Return the ``qdel`` command: SIGTERM to the job, then SIGKILL after the queue's kill delay."""
+        return ["qdel", str(job_id)]
+
+
+class _Hosts:
+    """Each host of ``$PBS_NODEFILE`` once: the file names one for each chunk and process."""
+
+    @classmethod
+    def get_job_nodelist(cls) -> list[Any]:
+        """Return the nodes of this job.
+
+        Raises
+        ------
+        RuntimeError
+            Outside of a PBS job.
+        """
+        if not os.environ.get("PBS_NODEFILE"):
+            raise RuntimeError("$PBS_NODEFILE is not set: this is no PBS job")
+        nodes: list[Any] = super().get_job_nodelist()  # type: ignore[misc]
+        return list({node.hostname: node for node in reversed(nodes)}.values())[::-1]
+
+
+class PolarisNode(_Hosts, balsams.PolarisNode):  # type: ignore[misc]
+    """A node of Polaris: 32 cores, four GPUs in the order that suits them."""
+
+
+class AuroraNode(_Hosts, balsams.AuroraNode):  # type: ignore[misc]
+    """A node of Aurora: 104 cores, six GPUs of two tiles each."""
+
+
+class PolarisRun(EndsWithAllocation):
+    """A run started by PALS' ``mpiexec``, on CPUs and GPUs that Balsam chose on the node."""
+
+    gpu_variable: ClassVar[str] = "CUDA_VISIBLE_DEVICES"
+    gpu_order: ClassVar[str] = "CUDA_DEVICE_ORDER=PCI_BUS_ID"
+    node_cpus: ClassVar[int] = 32
+    binds: ClassVar[bool] = True
+
+    def _build_cmdline(self) -> str:
+        hosts = list(self._node_spec.hostnames)
+        words = [
+            "mpiexec",
+            *("-n", str(self.get_num_ranks())),
+            *("--ppn", str(self._ranks_per_node)),
+            *("--hosts", ",".join(hosts)),
+            *self._binding(),
+            *launch_options(self._launch_params, without=("cpu-bind", "depth")),
+        ]
+        gpu_ids = list(self._node_spec.gpu_ids[0])
+        text = rank_script(
+            self._cmdline, gpu_ids, int(self._gpus_per_rank), self.gpu_variable, "PALS_LOCAL_RANKID", self.gpu_order
+        )
+        return f"exec {shlex.join(words)} bash -c {shlex.quote(text)}"
+
+    def _binding(self) -> list[str]:
+        given = {key.lstrip("-").replace("_", "-"): str(value) for key, value in self._launch_params.items()}
+        ids, ranks = list(self._node_spec.cpu_ids[0]), max(1, int(self._ranks_per_node))
+        each = (len(ids) or self.node_cpus) // ranks
+        depth = given.get("depth", str(max(1, int(self._threads_per_rank), 0 if ids else each)))
+        if "cpu-bind" in given:
+            bind = given["cpu-bind"]
+        elif not self.binds or not each or (not ids and ranks == 1):
+            bind = "none"  # the worker of serial mode needs the whole node
+        elif not ids:
+            bind = "depth"
+        else:
+            parts = (ids[rank * each : (rank + 1) * each] for rank in range(ranks))
+            bind = "list:" + ":".join(",".join(map(str, part)) for part in parts)
+        return ["--cpu-bind", bind, "--depth", depth]
+
+
+class AuroraRun(PolarisRun):
+    """The same on Aurora: tiles of GPUs, and no CPU binding of our own, for cores are set aside for the system."""
+
+    gpu_variable: ClassVar[str] = "ZE_AFFINITY_MASK"
+    gpu_order: ClassVar[str] = "ZE_ENABLE_PCI_ID_DEVICE_ORDER=1"
+    node_cpus: ClassVar[int] = 104
+    binds: ClassVar[bool] = False
