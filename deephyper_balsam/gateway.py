@@ -262,6 +262,10 @@ class Gateway:
         row = {"id": batch_job_id, "scheduler_id": scheduler_id, "state": "running", "start_time": start_time}
         self._call("PATCH", "batch-jobs/", body=[{**row, "status_info": {}}])
 
+    def finish_batch_job(self, batch_job_id: int, end_time: str) -> None:
+        """Say that an allocation is over, without waiting for its site's agent to notice."""
+        self._call("PATCH", "batch-jobs/", body=[{"id": batch_job_id, "state": "finished", "end_time": end_time}])
+
     def end_batch_job(self, batch_job_id: int) -> None:
         """Ask a site to end an allocation."""
         self._call("PATCH", "batch-jobs/", body=[{"id": batch_job_id, "state": "pending_deletion"}])

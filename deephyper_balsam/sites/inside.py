@@ -52,9 +52,12 @@ def adopt(
             "filter_tags": {"search": name},
         }
     )
-    started = datetime.now(timezone.utc).replace(tzinfo=None).isoformat()
-    gateway.adopt_batch_job(row["id"], scheduler_id, started)
+    gateway.adopt_batch_job(row["id"], scheduler_id, _now())
     return int(row["id"])
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).replace(tzinfo=None).isoformat()
 
 
 def run_both(
@@ -122,6 +125,7 @@ def main(wall_time_min: int, job_mode: str, name: str, options: Sequence[str]) -
 
     from balsam.config import SiteConfig
 
+    from deephyper_balsam.errors import BalsamError
     from deephyper_balsam.gateway import Gateway
 
     site = SiteConfig()
@@ -133,7 +137,7 @@ def main(wall_time_min: int, job_mode: str, name: str, options: Sequence[str]) -
     row = next((row for row in gateway.sites() if row["id"] == site.site_id), None)
     if row is None:
         raise click.UsageError(f"Balsam does not know the site in {site.site_path}")
-    adopt(gateway, site.site_id, name, len(nodes), wall_time_min, job_mode, scheduler_id)
+    batch_job_id = adopt(gateway, site.site_id, name, len(nodes), wall_time_min, job_mode, scheduler_id)
 
     python = [sys.executable, "-m"]
     tags = ["--tag", f"search={name}"]
@@ -145,6 +149,10 @@ def main(wall_time_min: int, job_mode: str, name: str, options: Sequence[str]) -
     drain_s = DRAIN_S if wall_time_min * 60 > 2 * DRAIN_S else 0.25 * wall_time_min * 60
     ends = began + wall_time_min * 60 - drain_s
     codes = run_both(driver, launcher, lambda: bool(asked), lambda: ends - time.monotonic())
+    try:
+        gateway.finish_batch_job(batch_job_id, _now())  # nobody must count on these nodes any more
+    except BalsamError as error:
+        click.echo(f"Balsam was not told that this allocation is over: {error}", err=True)
     sys.exit(exit_code(*codes))
 
 

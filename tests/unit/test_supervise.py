@@ -119,7 +119,7 @@ def test_the_users_exit_functions_run_and_ours_do_not(tmp_path: Path) -> None:
 def test_children_that_outlive_a_run_are_ended_daemons_included(tmp_path: Path, start: str) -> None:
     ended = python(
         f"""
-        import os, subprocess, time, psutil
+        import contextlib, os, subprocess, time, psutil
         from deephyper_balsam.supervise import supervise
         def double_fork():
             if os.fork() == 0:
@@ -133,8 +133,12 @@ def test_children_that_outlive_a_run_are_ended_daemons_included(tmp_path: Path, 
             {start}
             time.sleep(0.3)
             mine = psutil.Process().cmdline()
-            new = [p for p in psutil.process_iter() if p.pid not in before]
-            return {{"pids": [p.pid for p in new if "300" in p.cmdline() or p.cmdline() == mine]}}
+            pids = []
+            for p in psutil.Process().parent().children(recursive=True):  # daemons fall to the supervisor
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if p.pid not in before and ("300" in p.cmdline() or p.cmdline() == mine):
+                        pids.append(p.pid)
+            return {{"pids": pids}}
         print(*supervise(work, None).said["pids"])
         """
     )
