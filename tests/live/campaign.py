@@ -350,9 +350,12 @@ class Campaign:
             time.sleep(0.1)
         refused = [one for one in pair if one.poll() is not None]
         driving = [one for one in pair if one.poll() is None]
+        searches: list[Row] = []
+        while time.monotonic() < deadline and not searches:  # the refused one may end before the other has begun
+            time.sleep(0.1)
+            searches = list(notes.read_notes(self.gateway, name, "search"))
         lives = read_lives(self.gateway, name)[name]
         drove = [life.pid for life in lives if life.driving_since is not None]
-        searches = list(notes.read_notes(self.gateway, name, "search"))
         for one in driving:
             one.send_signal(signal.SIGTERM)
             one.wait(60)
