@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from deephyper_balsam.sites.batch import ID_VARIABLE
 from deephyper_balsam.sites.local import LocalStack
 
 from .conftest import stack_environment
+from .waiting import wait_for
 
 pytestmark = pytest.mark.live
 
@@ -81,16 +81,6 @@ def world(stack: LocalStack) -> Iterator[World]:
     (folder / "problem.py").write_text(PROBLEM)
     yield World(folder, stack, Gateway(stack.client_path))
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"waited {timeout_s} s in vain for: {what}")
 
 
 def test_a_search_goes_on_when_its_launcher_dies_and_when_its_allocation_ends(world: World) -> None:

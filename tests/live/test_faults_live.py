@@ -12,9 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,6 +25,7 @@ from deephyper_balsam.sites.local import LocalStack
 from .campaign import RUN, VICTIMS, Campaign, TableReader, Verdict, own_stack
 from .conftest import stack_environment
 from .proxy import Proxy
+from .waiting import wait_for
 
 pytestmark = pytest.mark.live
 
@@ -55,13 +55,6 @@ def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="live faults "))
     yield made
     shutil.rmtree(made, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s in vain for: {what}"
-        time.sleep(0.2)
 
 
 def test_a_driver_that_is_killed_twice_loses_and_repeats_nothing(stack: LocalStack, folder: Path) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from deephyper_balsam.sites.batch import BatchJobs
 from deephyper_balsam.sites.local import LocalStack
 
 from .conftest import leftovers, stack_environment
+from .waiting import wait_for
 
 pytestmark = pytest.mark.live
 
@@ -44,16 +45,6 @@ def folder() -> Iterator[Path]:
     top = Path(tempfile.mkdtemp(prefix="dhb test "))
     yield top / 'it\'s a "deep" $folder' / ("d" * 60) / "ünïcode"
     shutil.rmtree(top, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"waited {timeout_s} s in vain for: {what}")
 
 
 def bind(listener: socket.socket, url: str) -> bool:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from deephyper_balsam.gateway import Gateway, parse_time
 from deephyper_balsam.sites.local import LocalStack
 
 from .conftest import leftovers, stack_environment
+from .waiting import wait_for
 
 pytestmark = pytest.mark.live
 
@@ -134,16 +134,6 @@ def end(process: subprocess.Popen[str], timeout_s: float = 120) -> Done:
             process.communicate()
     assert "Traceback" not in err, err
     return Done(process.returncode, out, err)
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.3)
-    raise AssertionError(f"waited {timeout_s} s in vain for: {what}")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

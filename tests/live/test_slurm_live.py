@@ -10,8 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from deephyper_balsam.sites.local import LocalStack
 
 from .conftest import stack_environment
 from .slurm_lab import SlurmLab, missing
+from .waiting import wait_for
 
 pytestmark = [pytest.mark.live, pytest.mark.slurm]
 
@@ -95,16 +95,6 @@ class Cluster:
     def logs(self) -> str:
         files = [*self.site.glob("log/*"), *self.site.glob("qsubmit/*.output")]
         return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-2500:]}" for file in files) + self.lab.logs()
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.3)
-    raise AssertionError(f"waited {timeout_s} s in vain for: {what}")
 
 
 @pytest.fixture(scope="module")
