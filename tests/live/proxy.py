@@ -18,7 +18,7 @@ FAULTS = ("lost request", "lost answer", "500 before", "500 after", "slow")
 
 
 class Proxy:
-    """Passes requests on to the API at `url`; while `share` > 0, that share of them meets one of `FAULTS`.
+    """Passes requests on to the API at `url`; while `share` > 0, that share of them meets one of `FAULTS`, all in turn.
 
     `met` counts what requests met; `lost_creations` how many creations of jobs were done and not answered.
     """
@@ -29,6 +29,8 @@ class Proxy:
         self.lost_creations = 0
         self._port = int(url.rpartition(":")[2])
         self._rng = random.Random(seed)
+        self._due = 0.0
+        self._deck: list[str] = []  # shuffled, so that every fault is met before one is met again
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -46,7 +48,12 @@ class Proxy:
     def draw(self) -> str | None:
         """What the next request meets."""
         with self._lock:
-            fault = self._rng.choice(FAULTS) if self._rng.random() < self.share else None
+            fault = None
+            self._due += self.share * self._rng.uniform(0.5, 1.5)
+            if self._due >= 1.0:
+                self._due -= 1.0
+                self._deck = self._deck or self._rng.sample(FAULTS, len(FAULTS))
+                fault = self._deck.pop()
             self.met[fault or "nothing"] += 1
             return fault
 
