@@ -79,7 +79,8 @@ def _report(name: str, order: Order, answer: str, as_json: bool) -> None:
 def stop(name: str, now: bool, wait_s: float, as_json: bool) -> None:
     """Stop the search NAME: no new trials, waiting ones withdrawn, running ones waited for and collected.
 
-    Its driver then exits with 0 if there is a result. What still runs when it leaves goes on if the allocation is not
+    Its driver then exits with 0 if there is a result. Allocations of `search submit` that wait in the queue are given
+    back. What still runs when it leaves goes on if the allocation is not
     the driver's own; else it begins anew when the search goes on.
 
     \b
@@ -89,11 +90,15 @@ def stop(name: str, now: bool, wait_s: float, as_json: bool) -> None:
     """
     from deephyper_balsam.jobs import withdraw_waiting
     from deephyper_balsam.orders import STOP, answer_order, give_order
+    from deephyper_balsam.sites.chain import withdraw
 
     gateway, _, site_id = _open(name)
     wait_s = 0.0 if now else wait_s
     driver = _driver(gateway, name)
     order = give_order(gateway, site_id, name, STOP, time.time(), wait_s=wait_s)
+    for batch_job_id in withdraw(gateway, [site["id"] for site in gateway.sites()], name):
+        if not as_json:
+            click.echo(f"BatchJob {batch_job_id} is taken out of the queue.")
     if driver is not None:
         if not as_json:
             click.echo(f"Asked the driver ({driver.where}) to stop ...")

@@ -16,6 +16,7 @@ from deephyper_balsam.cli import EXIT_NO_RESULT
 from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option, run_target
 from deephyper_balsam.cli.orders import add, extend, stop
 from deephyper_balsam.cli.standing import by_state, echo_standing, standing
+from deephyper_balsam.cli.submit import submit_command
 from deephyper_balsam.errors import SettingsError
 
 _REQUIRED = ("problem", "site")
@@ -395,7 +396,7 @@ def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None
         click.echo(frame.to_csv(index=False), nl=False)
 
 
-for _command in (stop, extend, add):
+for _command in (stop, extend, add, submit_command(run, _settings, _build)):
     search.add_command(_command)
 
 

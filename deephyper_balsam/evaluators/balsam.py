@@ -90,6 +90,11 @@ class BalsamEvaluator:
     client_path
         Balsam's credentials file; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``.
 
+    Attributes
+    ----------
+    laid_out_for
+        How many trials the allocations will run at once, when someone else provides them; set it before `open`.
+
     Raises
     ------
     TargetError, UnknownSiteError, NotLoggedInError, UnreachableError
@@ -118,6 +123,7 @@ class BalsamEvaluator:
         self.gateway = Gateway(client_path)
         self.site = self.gateway.site(site)
         self._request = allocation
+        self.laid_out_for = 1
         self._clock = clock
         self._search: str | None = None
         self._zero = 0.0
@@ -141,8 +147,8 @@ class BalsamEvaluator:
 
     @property
     def workers(self) -> int:
-        """How many trials the search is laid out for: those of the allocation it asks for."""
-        return max(self.resources.slots(self._request.nodes) if self._request else 1, self.capacity, 1)
+        """How many trials the search is laid out for: those of the allocation it asks for, or as it is told."""
+        return max(self.resources.slots(self._request.nodes) if self._request else 1, self.capacity, self.laid_out_for)
 
     @property
     def settings(self) -> dict[str, Any]:

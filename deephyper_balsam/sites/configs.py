@@ -6,10 +6,13 @@ settings file, complete; the shorter form of Balsam's default configs is underst
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -229,6 +232,35 @@ def _create_site(gateway: Gateway, name: str, path: Path) -> int:
     if name in taken:
         raise InputError(f"You have a Balsam site named {name!r} already, in {taken[name]}: choose another name.")
     return gateway.create_site(name, str(path))
+
+
+def render_script(path: Path, batch_job: Mapping[str, Any]) -> str | None:
+    """Return the script that the agent of the site in `path` would submit for a BatchJob; None: it cannot be read here.
+
+    Raises
+    ------
+    SettingsError
+        When the template cannot be rendered.
+    """
+    from balsam.config import Settings
+    from balsam.site.script_template import ScriptTemplate
+    from jinja2 import Template, TemplateError
+
+    if not os.access(path / SETTINGS_FILE, os.R_OK):
+        return None
+    settings = Settings(**yaml.safe_load((path / SETTINGS_FILE).read_text(encoding="utf-8")))
+    template = path / settings.scheduler.job_template_path
+    values = {
+        **{word: batch_job[word] for word in ("project", "queue", "num_nodes", "wall_time_min", "job_mode")},
+        **{word: batch_job[word] for word in ("filter_tags", "optional_params")},
+        "balsam_site_path": str(path),
+        "balsam_bin": ScriptTemplate.locate_balsam(),
+        "launcher_cmd": ScriptTemplate.launcher_entrypoint(),
+    }
+    try:
+        return str(Template(template.read_text(encoding="utf-8")).render(values))
+    except (OSError, TemplateError) as error:
+        raise SettingsError(f"The job template {template} cannot be rendered: {error}") from error
 
 
 def forget_site(name: str, path: Path, client_path: str | Path | None = None) -> bool:

@@ -1,29 +1,43 @@
-"""A search inside one allocation: ``python -m deephyper_balsam.sites.inside -t MIN NAME SEARCH-OPTIONS``.
+"""A search inside one allocation: ``python -m deephyper_balsam.sites.inside -j MODE -t MIN NAME [SEARCH-OPTIONS]``.
 
-The scripts in ``jobscripts/`` run it on the first node (or the launch node): the launcher and the search driver beside
-each other. The allocation is made known to Balsam as a BatchJob, from which the driver learns how many evaluations fit.
-Before the wall time the driver is told to end, then the launcher: what ran goes on when the same search runs again.
+On the allocation's first node (or the launch node) it runs the launcher and the search driver beside each other. A
+site's job template starts it for a BatchJob of `search submit`, which others may follow (`sites/chain.py`);
+the scripts in ``jobscripts/`` start it in an allocation of which Balsam does not know yet.
+
+Before the wall time the driver is told to end, then the launcher: what ran goes on when the same search goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 
+from deephyper_balsam.sites.launcher import launcher_arguments, launcher_options
+
+logger = logging.getLogger(__name__)
+
 # The launcher in MPI mode stops its runs two minutes before the wall time; the driver ends before it
 DRAIN_S = 150.0
 _GRACE_S = 60.0
 _POLL_S = 0.2
+_WHEEL_LOOK_S = 3.0
+_AWAY_S = 30.0
+_MOST_KILLS = 3
 # Never an allowed queue: an agent that sees the BatchJob before it is adopted refuses it instead of submitting another
 QUEUE = "inside-an-allocation"
+# What the driver's command ends with (deephyper_balsam.cli)
+_BAD_INPUT, _NO_BALSAM, _INTERRUPTED = 2, 3, 130
 
 
 class _Process(Protocol):
@@ -31,6 +45,11 @@ class _Process(Protocol):
     def terminate(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout: float | None = None) -> int: ...
+
+
+def drain_s(wall_time_min: int) -> float:
+    """Return how many seconds before the wall time the driver is told to end."""
+    return DRAIN_S if wall_time_min * 60 > 2 * DRAIN_S else 0.25 * wall_time_min * 60
 
 
 def adopt(
@@ -60,19 +79,76 @@ def _now() -> str:
     return datetime.now(timezone.utc).replace(tzinfo=None).isoformat()
 
 
+class Driver:
+    """The driver's process: started when nobody drives the search, and again after an end that may pass.
+
+    Such an end is: another driver was quicker; Balsam did not answer; it was killed, a few times at most.
+
+    Parameters
+    ----------
+    start
+        Starts the process; None: it cannot be started now.
+    is_free
+        Whether nobody drives the search now.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], _Process | None],
+        is_free: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._start, self._is_free, self._clock = start, is_free, clock
+        self._process: _Process | None = None
+        self._not_before = -1e9
+        self._kills = 0
+
+    def look(self) -> int | None:
+        """Start it if it is time to; return its exit code when it has ended for good."""
+        if self._process is None:
+            if self._clock() >= self._not_before:
+                self._not_before = self._clock() + _WHEEL_LOOK_S
+                if self._is_free():
+                    self._process = self._start()
+            return None
+        code = self._process.poll()
+        if code is None or not self._may_pass(code):
+            return code
+        self._process = None
+        return None
+
+    def _may_pass(self, code: int) -> bool:
+        if code == _NO_BALSAM:
+            self._not_before = self._clock() + _AWAY_S
+            return True
+        self._kills += code < 0
+        return (code < 0 and self._kills <= _MOST_KILLS) or (code == _BAD_INPUT and not self._is_free())
+
+    def end(self) -> int:
+        """Tell it to end; its exit code."""
+        return _INTERRUPTED if self._process is None else _end(self._process)
+
+
 def run_both(
-    driver: _Process, launcher: _Process, stop: Callable[[], bool], left_s: Callable[[], float]
+    driver: Driver,
+    launcher: _Process,
+    stop: Callable[[], bool],
+    left_s: Callable[[], float],
+    look: Callable[[], None] = lambda: None,
+    before_end: Callable[[], None] = lambda: None,
 ) -> tuple[int, int | None]:
     """Wait for the driver, and end both in order.
 
     Parameters
     ----------
-    driver, launcher
-        The processes.
     stop
         Whether somebody asked to stop.
     left_s
         Seconds until the driver must be told to end.
+    look
+        Called often, while both run.
+    before_end
+        Called when the allocation ends before the search.
 
     Returns
     -------
@@ -80,12 +156,15 @@ def run_both(
         The driver's exit code, and the launcher's if it ended before it was told to, else None.
     """
     died: int | None = None
-    while driver.poll() is None:
+    while (code := driver.look()) is None:
         died = launcher.poll()
         if stop() or left_s() <= 0 or died is not None:
+            if died != 0:  # a launcher that leaves by itself has found nothing to do
+                before_end()
+            code = driver.end()
             break
+        look()
         time.sleep(_POLL_S)
-    code = _end(driver)
     _end(launcher)
     return code, died
 
@@ -106,54 +185,125 @@ def exit_code(driver: int, launcher: int | None) -> int:
     return shown or (0 if launcher is None else 128 - launcher if launcher < 0 else launcher)
 
 
+def results_folder(asked_for: str, site_path: Path) -> Path:
+    """Return the folder of searches where the driver writes: the one asked for if it is there, else the site's data."""
+    wanted = Path(asked_for)
+    return wanted if wanted.is_absolute() and os.access(wanted, os.W_OK) else site_path / "data"
+
+
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-t", "--wall-time-min", type=click.IntRange(min=1), required=True, help="Minutes of the allocation.")
-@click.option("-j", "--job-mode", type=click.Choice(["mpi", "serial"]), default="mpi", show_default=True)
+@launcher_options
+@click.option(
+    "--chain",
+    type=click.IntRange(min=0),
+    help="This allocation is a BatchJob, and so many may follow. [default: it is made known to Balsam]",
+)
 @click.argument("name")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def main(wall_time_min: int, job_mode: str, name: str, options: Sequence[str]) -> None:
-    """Run the search NAME on this allocation, at the site in $BALSAM_SITE_PATH; OPTIONS are those of `search run`.
+def main(name: str, options: Sequence[str], chain: int | None, wall_time_min: int, **launcher: Any) -> None:
+    """Run the search NAME on this allocation, at the site in $BALSAM_SITE_PATH.
+
+    With OPTIONS, which are those of `search run`, it is begun or goes on; without, it goes on as Balsam knows it.
 
     \b
     Example:
-      python -m deephyper_balsam.sites.inside -t 60 digits-1 --problem digits --evals-per-node 4 --max-evals 500
+      python -m deephyper_balsam.sites.inside -j mpi -t 60 digits-1 --problem digits --evals-per-node 4 --max-evals 500
     """
     began = time.monotonic()
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: asked.append(number))
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("deephyper_balsam").setLevel(logging.INFO)
 
     from balsam.config import SiteConfig
 
-    from deephyper_balsam.errors import BalsamError
+    from deephyper_balsam.errors import DeepHyperBalsamError
     from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.sites.chain import Link
 
     site = SiteConfig()
     nodes = site.settings.launcher.compute_node.get_job_nodelist()
     scheduler_id = site.settings.launcher.compute_node.get_scheduler_id()
     if scheduler_id is None:
         raise click.UsageError("this is no batch job: the scheduler's id is in none of its variables")
-    gateway = Gateway()
-    row = next((row for row in gateway.sites() if row["id"] == site.site_id), None)
-    if row is None:
-        raise click.UsageError(f"Balsam does not know the site in {site.site_path}")
-    batch_job_id = adopt(gateway, site.site_id, name, len(nodes), wall_time_min, job_mode, scheduler_id)
-
-    python = [sys.executable, "-m"]
-    tags = ["--tag", f"search={name}"]
-    launching = [*python, "deephyper_balsam.sites.launcher", "-j", job_mode, "-t", str(wall_time_min), *tags]
-    driving = [*python, "deephyper_balsam", "search", "run", name, "--site", row["name"], *options]
-    # Sessions of their own: the scheduler's signals reach this process alone, which passes them on in order
-    launcher = subprocess.Popen(launching, cwd=Path(site.site_path), start_new_session=True)
-    driver = subprocess.Popen(driving, start_new_session=True)
-    drain_s = DRAIN_S if wall_time_min * 60 > 2 * DRAIN_S else 0.25 * wall_time_min * 60
-    ends = began + wall_time_min * 60 - drain_s
-    codes = run_both(driver, launcher, lambda: bool(asked), lambda: ends - time.monotonic())
+    adopted = None
     try:
-        gateway.finish_batch_job(batch_job_id, _now())  # nobody must count on these nodes any more
-    except BalsamError as error:
-        click.echo(f"Balsam was not told that this allocation is over: {error}", err=True)
+        gateway = Gateway()
+        if chain is None:
+            mode = launcher["job_mode"]
+            adopted = adopt(gateway, site.site_id, name, len(nodes), wall_time_min, mode, scheduler_id)
+    except DeepHyperBalsamError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(_NO_BALSAM)
+
+    draining_s = drain_s(wall_time_min)
+    ends = began + wall_time_min * 60
+    link = Link(gateway, site.site_id, name, scheduler_id, chain or 0, draining_s)
+
+    def before_end() -> None:
+        gateway.hurry()
+        with _unless_balsam_fails("No allocation was asked for to follow this one"):
+            link.ask()
+
+    tags = launcher.pop("tags") or (f"search={name}",)
+    arguments = launcher_arguments(wall_time_min=wall_time_min, tags=tags, **launcher)
+    # Sessions of their own: the scheduler's signals reach this process alone, which passes them on in order
+    running = subprocess.Popen(
+        [sys.executable, "-m", "deephyper_balsam.sites.launcher", *arguments],
+        cwd=Path(site.site_path),
+        start_new_session=True,
+    )
+    codes = run_both(
+        Driver(lambda: _start_driver(gateway, site, name, options), lambda: _nobody_drives(gateway, name)),
+        running,
+        lambda: bool(asked),
+        lambda: ends - draining_s - time.monotonic(),
+        lambda: link.look(ends - time.monotonic()),
+        before_end,
+    )
+    with _unless_balsam_fails("Balsam was not told that this allocation is over"):
+        if adopted is not None:
+            gateway.finish_batch_job(adopted, _now())  # nobody must count on these nodes any more
+    with _unless_balsam_fails("The allocation that would follow was not given back"):
+        if codes[0] in (0, 1, _BAD_INPUT):  # done, or never to be done
+            link.end()
     sys.exit(exit_code(*codes))
+
+
+@contextlib.contextmanager
+def _unless_balsam_fails(what: str) -> Iterator[None]:
+    from deephyper_balsam.errors import BalsamError
+
+    try:
+        yield
+    except BalsamError as error:
+        logger.warning("%s: %s", what, error)
+
+
+def _start_driver(gateway: Any, site: Any, name: str, options: Sequence[str]) -> subprocess.Popen[bytes] | None:
+    from deephyper_balsam.record import find_records
+
+    with _unless_balsam_fails("The driver cannot be started yet"):
+        if options:
+            [own] = [row["name"] for row in gateway.sites() if row["id"] == site.site_id]
+            words = ["run", name, "--site", own, *options]
+        else:
+            asked_for: dict[str, Any] = next((one.settings["asked_for"] for one in find_records(gateway, name)), {})
+            folder = results_folder(str(asked_for.get("log_dir", ".")), Path(site.site_path))
+            words = ["resume", name, "--log-dir", str(folder)]
+        return subprocess.Popen([sys.executable, "-m", "deephyper_balsam", "search", *words], start_new_session=True)
+    return None
+
+
+def _nobody_drives(gateway: Any, name: str) -> bool:
+    """Whether the search has no driver; when Balsam does not answer, none could begin."""
+    from deephyper_balsam.drivers import at_the_wheel, read_lives
+
+    with _unless_balsam_fails("Balsam does not say who drives the search"):
+        lives = read_lives(gateway, name).get(name, [])
+        return at_the_wheel(lives, gateway.now()) is None
+    return False
 
 
 if __name__ == "__main__":

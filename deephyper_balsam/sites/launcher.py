@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,15 +163,46 @@ def supervise(running: Sequence[_Process], stop: Any) -> list[int]:
     return [code or 0 for code in codes.values()]
 
 
+def launcher_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the launcher's options; `launcher_arguments` is the way back."""
+    for option in (
+        click.option("--loopback", is_flag=True, help="The allocation is this machine alone: listen on 127.0.0.1."),
+        click.option(
+            "--poll-s",
+            type=click.FloatRange(min=0.05),
+            default=1.0,
+            show_default=True,
+            help="Seconds between two looks.",
+        ),
+        click.option(
+            "--part", "parts", multiple=True, metavar="MODE:NODES[:KEY=VALUE...]", help="One partition; repeat it."
+        ),
+        click.option(
+            "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with this tag; all must match."
+        ),
+        click.option(
+            "-t", "--wall-time-min", type=click.IntRange(min=1), required=True, help="Minutes of the allocation."
+        ),
+        click.option(
+            "-j", "--job-mode", type=click.Choice(["mpi", "serial"]), required=True, help="Balsam's launcher mode."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def launcher_arguments(
+    job_mode: str, wall_time_min: int, tags: Sequence[str], parts: Sequence[str], poll_s: float, loopback: bool
+) -> list[str]:
+    """Return the words for a launcher with these options."""
+    words = ["-j", job_mode, "-t", str(wall_time_min), "--poll-s", str(poll_s), *(["--loopback"] if loopback else [])]
+    for option, values in (("--tag", tags), ("--part", parts)):
+        words += [word for value in values for word in (option, value)]
+    return words
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-j", "--job-mode", type=click.Choice(["mpi", "serial"]), required=True, help="Balsam's launcher mode.")
-@click.option("-t", "--wall-time-min", type=click.IntRange(min=1), required=True, help="Minutes of the allocation.")
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="Run only jobs with this tag; all must match.")
-@click.option("--part", "parts", multiple=True, metavar="MODE:NODES[:KEY=VALUE...]", help="One partition; repeat it.")
-@click.option(
-    "--poll-s", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds between two looks."
-)
-@click.option("--loopback", is_flag=True, help="The allocation is this machine alone: listen on 127.0.0.1 only.")
+@launcher_options
 def main(
     job_mode: str, wall_time_min: int, tags: tuple[str, ...], parts: tuple[str, ...], poll_s: float, loopback: bool
 ) -> None:

@@ -5,6 +5,7 @@
 #PBS -l place=scatter:excl
 #PBS -l walltime={{ "%02d:%02d:00" | format(wall_time_min // 60, wall_time_min % 60) }}
 #PBS -l filesystems=home:grand:eagle
+{%- set search = optional_params.get("search") -%}
 {%- macro q(text) -%}'{{ (text | string) | replace("'", "'\\''") }}'{%- endmacro %}
 # The Python of the site's agent, and the Balsam that it is logged in to
 export BALSAM_SITE_PATH={{ q(balsam_site_path) }}
@@ -17,7 +18,8 @@ export http_proxy="http://proxy:3128" https_proxy="http://proxy:3128"
 
 # exec: a signal to the job reaches the launcher itself, which stops its runs in order. Balsam's own launcher takes two
 # minutes off the wall time that it is given; it is given all of it.
-exec "$python" -m deephyper_balsam.sites.launcher \
+exec "$python" -m deephyper_balsam.sites.{{ "inside" if search else "launcher" }} \
     -j {{ (job_mode | string) | replace("JobMode.", "") }} -t {{ wall_time_min }}
     {%- for key, value in (filter_tags or {}).items() %} --tag {{ q(key ~ "=" ~ value) }}{% endfor %}
     {%- for part in (partitions or "").split(" --part ")[1:] %} --part {{ q(part | replace("JobMode.", "")) }}{% endfor %}
+    {%- if search %} --chain {{ optional_params.get("chain") or 0 }} {{ q(search) }}{% endif %}

@@ -2,6 +2,7 @@
 # Filled by the site's agent for each BatchJob and submitted by deephyper_balsam.sites.cobalt.CobaltScheduler, which gives
 # -A, -q, -n, -t, --jobname, --env and -O on qsub's command line.
 #COBALT --attrs ssds=required:ssd_size=128:filesystems=home,grand,eagle,theta-fs0
+{%- set search = optional_params.get("search") -%}
 {%- macro q(text) -%}'{{ (text | string) | replace("'", "'\\''") }}'{%- endmacro %}
 # The Python of the site's agent, and the Balsam that it is logged in to
 export BALSAM_SITE_PATH={{ q(balsam_site_path) }}
@@ -18,7 +19,8 @@ export PMI_NO_FORK=1
 
 # exec: a signal to the job reaches the launcher itself, which stops its runs in order. Balsam's own launcher takes two
 # minutes off the wall time that it is given; it is given all of it.
-exec "$python" -m deephyper_balsam.sites.launcher \
+exec "$python" -m deephyper_balsam.sites.{{ "inside" if search else "launcher" }} \
     -j {{ (job_mode | string) | replace("JobMode.", "") }} -t {{ wall_time_min }}
     {%- for key, value in (filter_tags or {}).items() %} --tag {{ q(key ~ "=" ~ value) }}{% endfor %}
     {%- for part in (partitions or "").split(" --part ")[1:] %} --part {{ q(part | replace("JobMode.", "")) }}{% endfor %}
+    {%- if search %} --chain {{ optional_params.get("chain") or 0 }} {{ q(search) }}{% endif %}

@@ -28,6 +28,7 @@ ALL = dict(commands(main))
 # Without these there is nothing: no default could be named
 WITHOUT_DEFAULT = {
     ("search", "run"): {"file", "problem", "site"},
+    ("search", "submit"): {"file", "problem", "site", "nodes", "wall_time_min"},
     ("search", "results"): {"output"},
 }
 
