@@ -276,7 +276,12 @@ def _submit(plan: _Plan) -> int:
         search.settings,
         max_evals=plan.settings.get("max_evals"),
         timeout_s=plan.settings.get("timeout"),
-        asked_for={key: str(value) if isinstance(value, Path) else value for key, value in plan.settings.items()},
+        # A search.yaml that `search run` understands, too
+        asked_for={
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in plan.settings.items()
+            if key != "chain"
+        },
     )
     why = "it could not be submitted"
     try:

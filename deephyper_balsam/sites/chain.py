@@ -16,6 +16,7 @@ from typing import Any
 from deephyper_balsam.errors import BalsamError
 from deephyper_balsam.gateway import Gateway, Row, parse_time
 from deephyper_balsam.jobs import trial_tags
+from deephyper_balsam.orders import STOP, read_orders
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class Link:
             When Balsam refuses or does not answer; call it again.
         """
         row = self._own() if self._chain and self.next_id is None else None
-        if row is None:
+        if row is None or self.stopped():
             return
         for later in find(self._gateway, [self._site_id], self._search, ALIVE):
             if later["id"] > row["id"]:  # the answer was lost, or somebody submitted one
@@ -139,6 +140,19 @@ class Link:
         following["optional_params"] = {**row["optional_params"], **following["optional_params"]}
         self.next_id = int(self._gateway.create_batch_job(following)["id"])
         logger.info("Asked for the next allocation, BatchJob %d; %d more may follow", self.next_id, self._chain - 1)
+
+    def stopped(self) -> bool:
+        """Return whether somebody stopped the search after this allocation was submitted.
+
+        Raises
+        ------
+        BalsamError
+            When Balsam does not answer.
+        """
+        row = self._own()
+        since = self._began_at if row is None else _told(row, self._began_at)
+        orders = read_orders(self._gateway, self._search)
+        return any(order.what == STOP and order.given_at >= since for order in orders)
 
     def end(self) -> None:
         """Say that the search needs no more allocations: the next one is given back."""

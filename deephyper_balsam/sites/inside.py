@@ -90,15 +90,18 @@ class Driver:
         Starts the process; None: it cannot be started now.
     is_free
         Whether nobody drives the search now.
+    is_stopped
+        Whether the search is not to be driven any more: looked at before each start.
     """
 
     def __init__(
         self,
         start: Callable[[], _Process | None],
         is_free: Callable[[], bool],
+        is_stopped: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._start, self._is_free, self._clock = start, is_free, clock
+        self._start, self._is_free, self._is_stopped, self._clock = start, is_free, is_stopped, clock
         self._process: _Process | None = None
         self._not_before = -1e9
         self._kills = 0
@@ -106,10 +109,13 @@ class Driver:
     def look(self) -> int | None:
         """Start it if it is time to; return its exit code when it has ended for good."""
         if self._process is None:
-            if self._clock() >= self._not_before:
-                self._not_before = self._clock() + _WHEEL_LOOK_S
-                if self._is_free():
-                    self._process = self._start()
+            if self._clock() < self._not_before:
+                return None
+            self._not_before = self._clock() + _WHEEL_LOOK_S
+            if self._is_stopped():
+                return 0
+            if self._is_free():
+                self._process = self._start()
             return None
         code = self._process.poll()
         if code is None or not self._may_pass(code):
@@ -254,8 +260,14 @@ def main(name: str, options: Sequence[str], chain: int | None, wall_time_min: in
         cwd=Path(site.site_path),
         start_new_session=True,
     )
+
+    def stopped() -> bool:
+        with _unless_balsam_fails("Balsam does not say whether the search was stopped"):
+            return link.stopped()
+        return False
+
     codes = run_both(
-        Driver(lambda: _start_driver(gateway, site, name, options), lambda: _nobody_drives(gateway, name)),
+        Driver(lambda: _start_driver(gateway, site, name, options), lambda: _nobody_drives(gateway, name), stopped),
         running,
         lambda: bool(asked),
         lambda: ends - draining_s - time.monotonic(),

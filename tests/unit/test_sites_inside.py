@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ def never() -> bool:
     return False
 
 
+def driver(text: str) -> inside.Driver:
+    return inside.Driver(lambda: start(text), lambda: True)
+
+
 def test_a_driver_that_is_done_ends_the_launcher() -> None:
     launcher = start("trap 'exit 0' TERM; while true; do sleep 0.05; done")
-    codes = inside.run_both(start("exit 1"), launcher, never, lambda: 9e9)
+    codes = inside.run_both(driver("exit 1"), launcher, never, lambda: 9e9)
     assert codes == (1, None)
     assert launcher.poll() is not None
     assert inside.exit_code(*codes) == 1
@@ -38,7 +43,7 @@ def test_before_the_wall_time_or_at_a_signal_the_driver_ends_first(why: str, tmp
     order, ready = tmp_path / "order", tmp_path / "ready"
     loop = "touch {ready}.{who}; while true; do sleep 0.05; done"
     both = [
-        start(f"trap 'echo {who} >> {order}; exit {code}' TERM; " + loop.format(ready=ready, who=who))
+        f"trap 'echo {who} >> {order}; exit {code}' TERM; " + loop.format(ready=ready, who=who)
         for who, code in (("driver", 130), ("launcher", 0))
     ]
 
@@ -46,19 +51,103 @@ def test_before_the_wall_time_or_at_a_signal_the_driver_ends_first(why: str, tmp
         return all(ready.with_suffix(f".{who}").exists() for who in ("driver", "launcher"))
 
     stop, left = (never, lambda: 0.0 if over() else 9e9) if why == "time" else (over, lambda: 9e9)
-    codes = inside.run_both(both[0], both[1], stop, left)
+    asked: list[str] = []
+    ends = lambda: asked.append("the next allocation")  # noqa: E731
+    codes = inside.run_both(driver(both[0]), start(both[1]), stop, left, before_end=ends)
     assert order.read_text().split() == ["driver", "launcher"]
+    assert asked == ["the next allocation"]
     assert inside.exit_code(*codes) == 130
 
 
 def test_a_launcher_that_breaks_down_ends_the_driver_and_is_told() -> None:
     codes = inside.run_both(
-        start("trap 'exit 0' TERM; while true; do sleep 0.05; done"), start("sleep 0.5; exit 5"), never, lambda: 9e9
+        driver("trap 'exit 0' TERM; while true; do sleep 0.05; done"), start("sleep 0.5; exit 5"), never, lambda: 9e9
     )
     assert codes[1] == 5
     assert inside.exit_code(0, 5) == 5
     assert inside.exit_code(0, None) == 0
     assert inside.exit_code(-9, 5) == 137
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.code
+
+    def terminate(self) -> None:
+        raise AssertionError("it has ended")
+
+    kill = terminate
+
+
+def last_code(made: inside.Driver, looks: int = 1000) -> int | None:
+    return next((code for _ in range(looks) if (code := made.look()) is not None), None)
+
+
+def of_codes(*codes: int, free: Callable[[], bool] = lambda: True) -> inside.Driver:
+    """A driver whose process ends with one code after the other."""
+    left = iter(codes)
+    return inside.Driver(lambda: Ended(next(left)), free, clock=Clock())
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_a_driver_that_ended_by_itself_is_not_started_again(code: int) -> None:
+    assert last_code(of_codes(code)) == code
+
+
+def test_a_driver_that_was_killed_is_started_again_a_few_times() -> None:
+    assert last_code(of_codes(-9, -9, 0)) == 0
+    assert last_code(of_codes(-9, -9, -9, -11, 0)) == -11
+
+
+def test_a_driver_without_balsam_is_started_again_until_there_is_one() -> None:
+    assert last_code(of_codes(*[3] * 20, 0)) == 0
+
+
+def test_while_another_drives_no_driver_is_started_and_one_that_came_too_late_waits() -> None:
+    others = iter([True, False, False, False, True, True])
+    # free: started; refused (another drives): waits twice; then free, and done
+    assert last_code(of_codes(2, 0, free=lambda: next(others))) == 0
+    assert list(others) == [True]
+    assert last_code(of_codes(0, free=never)) is None
+    waiting = of_codes(0, free=never)
+    waiting.look()
+    assert waiting.end() == 130
+
+
+def test_a_search_that_was_stopped_is_not_driven() -> None:
+    stopped = inside.Driver(lambda: Ended(5), lambda: True, lambda: True)
+    assert stopped.look() == 0
+
+
+def test_a_launcher_that_finds_nothing_to_do_and_leaves_is_followed_by_no_allocation() -> None:
+    asked: list[str] = []
+    ends = lambda: asked.append("the next allocation")  # noqa: E731
+    codes = inside.run_both(of_codes(free=never), start("exit 0"), never, lambda: 9e9, before_end=ends)
+    assert (codes, asked) == ((130, 0), [])
+
+
+def test_results_go_where_they_were_asked_for_or_into_the_site(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    assert inside.results_folder(str(tmp_path), site) == tmp_path
+    assert inside.results_folder(str(tmp_path / "gone"), site) == site / "data"
+    assert inside.results_folder(".", site) == site / "data"
 
 
 class FakeGateway:

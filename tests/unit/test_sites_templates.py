@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from itertools import product
@@ -13,6 +14,7 @@ from balsam.config import Settings
 from balsam.schemas import JobMode
 from balsam.site.script_template import ScriptTemplate
 
+from deephyper_balsam.sites import inside
 from deephyper_balsam.sites.configs import PLACEHOLDER, SiteConfig, fill_in, site_configs
 
 CONFIGS = site_configs()
@@ -52,6 +54,37 @@ def test_every_template_is_a_script_for_every_allocation(
         assert ("--part 'mpi:1:search=a'" in text) == bool(parts)
         assert ("--tag 'a b=it'\\''s'" in text) == bool(tags)
         scripts.append(text)
+    for number, text in enumerate(scripts):
+        (tmp_path / f"{number}.sh").write_text(text)
+        subprocess.run(["bash", "-n", str(tmp_path / f"{number}.sh")], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", "-S", "warning", *map(str, tmp_path.glob("*.sh"))], check=True)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_every_template_starts_the_driver_beside_the_launcher_when_a_batchjob_names_its_search(
+    config: SiteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(**yaml.safe_load(config.settings_text()))
+    assert {"search", "chain"} <= set(settings.scheduler.optional_batch_job_params)
+    scripts = []
+    for minutes, parts in product((1, 59, 60, 90, 1440), ("", PARTITIONS)):
+        text = render(
+            config, monkeypatch, wall_time_min=minutes, partitions=parts, filter_tags={"search": "digits-1"},
+            search="digits-1", chain="4",
+        )  # fmt: skip
+        command = shlex.split(text[text.rindex("exec ") :].replace("\\\n", " "))
+        assert command[2:4] == ["-m", "deephyper_balsam.sites.inside"]
+        with inside.main.make_context("inside", command[4:]) as context:
+            given = context.params
+        assert (given["name"], given["chain"], given["options"]) == ("digits-1", 4, ())
+        assert (given["wall_time_min"], given["job_mode"]) == (minutes, "mpi")
+        assert given["tags"] == ("search=digits-1",)
+        assert len(given["parts"]) == (2 if parts else 0)
+        scripts.append(text)
+        plain = render(config, monkeypatch, wall_time_min=minutes, filter_tags={"search": "digits-1"}, search="")
+        assert "sites.launcher" in plain
+        assert "--chain" not in plain
     for number, text in enumerate(scripts):
         (tmp_path / f"{number}.sh").write_text(text)
         subprocess.run(["bash", "-n", str(tmp_path / f"{number}.sh")], check=True)
