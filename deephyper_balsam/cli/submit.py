@@ -113,10 +113,10 @@ def _check(name: str, settings: Settings, build: Callable[[str, Settings], Any],
     passed(
         "nodes", f"{shape['nodes']} for {shape['wall_time_min']} min: {evaluator.laid_out_for} evaluations at a time"
     )
-    passed("queue", _queue(site, shape))
+    chain = settings.get("chain", 1)
+    passed("queue", _queue(site, shape, chain))
     passed("project", shape["project"])
     passed("template", _template(site))
-    chain = settings.get("chain", 1)
     plan = {**settings, **shape, "chain": chain}
     return _Plan(search, plan, site, batch_job(site["id"], name, **shape, chain=chain - 1))
 
@@ -222,7 +222,7 @@ def _evaluations(resources: Any, shape: Mapping[str, Any]) -> int:
     return slots
 
 
-def _queue(site: Row, shape: Mapping[str, Any]) -> str:
+def _queue(site: Row, shape: Mapping[str, Any], chain: int) -> str:
     queue = shape["queue"]
     limits = site["allowed_queues"][queue]
     for option, asked, most in (
@@ -231,6 +231,11 @@ def _queue(site: Row, shape: Mapping[str, Any]) -> str:
     ):
         if asked > most:
             raise SettingsError(f"The site allows at most {option} {most} in the queue {queue}, but got {asked}.")
+    if chain > 1 and limits["max_queued_jobs"] < 2:
+        raise SettingsError(
+            f"The site allows one job of yours at a time in the queue {queue}, but of a --chain the next one waits "
+            "there while one runs. Leave --chain out, or choose another queue."
+        )
     waiting = sum(job["queue"] == queue for job in (site.get("queued_jobs") or {}).values())
     if waiting >= limits["max_queued_jobs"]:
         raise InputError(

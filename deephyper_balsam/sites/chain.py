@@ -31,7 +31,7 @@ FRUITLESS = 2
 
 _LOOK_S = 5.0
 _LEAST_AHEAD_S = 10.0  # an agent looks for new BatchJobs each few seconds
-_BARREN_LOOK_S = 60.0
+_SELDOM_S = 60.0
 
 
 def batch_job(
@@ -105,15 +105,15 @@ class Link:
 
         It is asked for as long before this one's driver leaves as this one waited in the queue.
         """
-        if not self._chain or self.next_id is not None or self._clock() < self._look_at:
+        if not self._chain or self._clock() < self._look_at:
             return
-        self._look_at = self._clock() + (_BARREN_LOOK_S if self._barren else _LOOK_S)
         try:
             row = self._own()
             if row is not None and left_s <= self._drain_s + max(self._waited_s(row), _LEAST_AHEAD_S):
                 self.ask()
         except BalsamError as error:
             logger.warning("The next allocation could not be asked for yet: %s", error)
+        self._look_at = self._clock() + (_LOOK_S if self.next_id is None and not self._barren else _SELDOM_S)
 
     def ask(self) -> None:
         """Ask for the next allocation, unless there is one, none may follow, or the last ones were of no use.
@@ -123,6 +123,8 @@ class Link:
         BalsamError
             When Balsam refuses or does not answer; call it again.
         """
+        if self.next_id is not None:
+            self._forget_refused()
         row = self._own() if self._chain and self.next_id is None else None
         if row is None or self.stopped():
             return
@@ -159,6 +161,14 @@ class Link:
         if self.next_id is not None:
             self._gateway.end_batch_job(self.next_id)
             logger.info("BatchJob %d is not needed any more", self.next_id)
+
+    def _forget_refused(self) -> None:
+        """Look whether the scheduler refused the next one, for example because its queue was full: then ask again."""
+        for row in find(self._gateway, [self._site_id], self._search, ["submit_failed"]):
+            if row["id"] == self.next_id:
+                said = (row["status_info"] or {}).get("error", "no reason was given")
+                logger.warning("The next allocation, BatchJob %d, was refused: %s", row["id"], said)
+                self.next_id = None
 
     def _own(self) -> Row | None:
         """Return this allocation's BatchJob; the agent tells Balsam its scheduler's id only after it was submitted."""

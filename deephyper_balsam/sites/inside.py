@@ -248,6 +248,8 @@ def main(name: str, options: Sequence[str], chain: int | None, wall_time_min: in
     link = Link(gateway, site.site_id, name, scheduler_id, chain or 0, draining_s)
 
     def before_end() -> None:
+        why = f"signal {asked[0]} came" if asked else "the wall time is near"
+        logger.info("The search is not done, but this allocation ends: %s", why)
         gateway.hurry()
         with _unless_balsam_fails("No allocation was asked for to follow this one"):
             link.ask()

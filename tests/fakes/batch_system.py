@@ -93,7 +93,7 @@ def options(words: list[str], with_value: str, long: tuple[str, ...] = ()) -> tu
 
 
 def qsub_cobalt(words: list[str]) -> None:
-    given, (script, *_) = options(words, "A q n t o e O", ("env", "jobname", "debuglog", "attrs", "cwd"))
+    given, (script, *arguments) = options(words, "A q n t o e O", ("env", "jobname", "debuglog", "attrs", "cwd"))
     if not os.access(script, os.X_OK):
         fail("Error: command is not executable", 1)
     for needed in ("-A", "-n", "-t"):
@@ -110,6 +110,7 @@ def qsub_cobalt(words: list[str]) -> None:
         "log": given.get("--debuglog", [str(Path(script).with_suffix(".cobaltlog"))])[0],
         "env": dict(pair.replace(r"\:", ":").partition("=")[::2] for pair in pairs if pair),
         "script": script,
+        "arguments": arguments,
     }
     number = start(job)
     print(f'Job routed to queue "{job["queue"]}".\n{number}')
@@ -172,8 +173,8 @@ def run_job(number: int) -> None:
         env |= {"PBS_JOBID": f"{number}.polaris-pbs-01", "PBS_NODEFILE": str(nodes), "PBS_O_WORKDIR": job["cwd"]}
     with open(job["output"], "wb") as output:
         child = subprocess.Popen(
-            [job["script"]], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            [job["script"], *job.get("arguments", [])], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     job["started"], job["pid"] = time.time(), child.pid
     queue.write(job)

@@ -165,6 +165,7 @@ def test_a_dry_run_says_when_the_sites_folder_is_elsewhere(
         (["-A", "astro"], 4, "allows are datascience, but got 'astro'"),
         (["--num-nodes-per-eval", "9"], 4, "An evaluation has 9 nodes, but the allocation has 8"),
         (["--eval-timeout", "7200"], 4, "no launcher would ever start one"),
+        (["-q", "debug", "-n", "1", "--chain", "2"], 5, "one job of yours at a time in the queue debug"),
         (["--chain", "0"], 0, "Invalid value for '--chain'"),
         (["-j", "threads"], 0, "Invalid value for '-j'"),
     ],

@@ -117,6 +117,22 @@ def test_a_lost_answer_makes_no_second_one(
         link(gateway, site, first, clock).ask()
 
 
+def test_one_that_the_scheduler_refuses_is_asked_for_again(
+    api: BalsamApi, gateway: Gateway, site: VirtualSite, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = add_allocation(site, gateway, clock.now)
+    one = link(gateway, site, first, clock)
+    one.look(1)
+    site.end_allocation(first + 1, "submit_failed", error="the queue is full")
+    clock.now += 10
+    one.look(1)
+    assert len(chain.find(gateway, [site.id], NAME)) == 2  # not at once
+    clock.now += 60
+    one.look(1)
+    assert one.next_id == first + 2
+    assert "was refused: the queue is full" in caplog.text
+
+
 def test_before_the_agent_has_told_which_batchjob_this_is_nothing_is_asked_for(
     gateway: Gateway, site: VirtualSite, clock: Clock
 ) -> None:
