@@ -28,7 +28,7 @@ test: $(VENV)/.installed-test
 
 # The site configs for Slurm on a real one; it says why when it cannot
 test-slurm: $(VENV)/.installed-test
-	$(PY) -m pytest -m slurm -q
+	$(PY) -m pytest -m "slurm and not slow" -q
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	$(PY) -m ruff check .

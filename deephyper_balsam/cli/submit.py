@@ -81,9 +81,10 @@ class _Plan:
         return gateway
 
     @property
-    def node_hours(self) -> float:
-        one = self.batch_job["num_nodes"] * self.batch_job["wall_time_min"] / 60
-        return float(one * self.settings["chain"])
+    def node_hours(self) -> str:
+        """What all its allocations cost at most."""
+        hours = self.batch_job["num_nodes"] * self.batch_job["wall_time_min"] / 60 * self.settings["chain"]
+        return f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 # --- the steps ----------------------------------------------------------------------------------------------------
@@ -298,21 +299,22 @@ def _submit(plan: _Plan) -> int:
 
 
 def _say_where(plan: _Plan, batch_job_id: int) -> None:
-    name, shape, path = plan.search.name, plan.batch_job, plan.site["path"]
+    name, site, nodes = plan.search.name, plan.site, plan.batch_job["num_nodes"]
     follow = plan.settings["chain"] - 1
     folder = Path(plan.settings["log_dir"]) / name
-    click.echo(
-        f"\nSubmitted BatchJob {batch_job_id}: {shape['num_nodes']} nodes for {shape['wall_time_min']} min at "
-        f"{plan.site['name']}; {plan.node_hours:.3g} node-hours at most"
-        + (f" with the {follow} that may follow." if follow else ". The same line goes on where it ends; see --chain.")
-    )
-    click.echo(f"  balsam queue ls                           BatchJob {batch_job_id}, until it runs")
-    for word, what in (("status", "how the search stands"), ("watch", ""), ("stop", "end it, and what would follow")):
+    asked = f"{nodes} node{'s' * (nodes > 1)} for {plan.batch_job['wall_time_min']} min at {site['name']}"
+    most = f"{plan.node_hours} node-hours at most"
+    most += f" with the {follow} that may follow." if follow else ". The same line goes on where it ends; see --chain."
+    click.echo(f"\nSubmitted BatchJob {batch_job_id}: {asked}; {most}")
+    commands = [("balsam queue ls", f"BatchJob {batch_job_id}, until it runs")]
+    for word, what in (("status", "how it stands"), ("watch", "the same, live"), ("stop", "end it, and what follows")):
         if word in _siblings():
-            command = f"deephyper-balsam search {word} {name}"
-            click.echo(f"  {command:40}  {what}".rstrip())
+            commands.append((f"deephyper-balsam search {word} {name}", what))
+    width = max(len(command) for command, _ in commands)
+    for command, what in commands:
+        click.echo(f"  {command.ljust(width)}  {what}")
     click.echo(f"Results: {folder}/results.csv\nLog:     {folder}/search.log")
-    click.echo(f"Output:  {path}/qsubmit/qlaunch{batch_job_id:05d}.output")
+    click.echo(f"Output:  {site['path']}/qsubmit/qlaunch{batch_job_id:05d}.output")
 
 
 def _siblings() -> set[str]:

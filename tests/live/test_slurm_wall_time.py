@@ -1,0 +1,93 @@
+"""Allocations of a real Slurm that reach their wall time with the driver inside; the next ones finish the searches.
+
+It takes five minutes, so it is no part of ``make test-slurm``: ``pytest -m "slurm and slow"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deephyper_balsam.drivers import read_lives
+from deephyper_balsam.resources import folder
+from deephyper_balsam.sites import chain
+from deephyper_balsam.sites.local import LocalStack
+
+from .machines import Machine, machine
+from .slurm_lab import SlurmLab, missing
+from .waiting import wait_for
+
+pytestmark = [pytest.mark.live, pytest.mark.slurm, pytest.mark.slow]
+
+ACCOUNT = "m1234"
+RUN = """
+import pathlib, time
+HERE = pathlib.Path(__file__).parent
+def run(job):
+    while job.id >= 3 and (HERE / "hold").exists():
+        time.sleep(0.2)
+    return -job["x"] ** 2
+"""
+COMMON = ["--problem", "problem.py", "--run", "run.py", "--method", "random", "--max-evals", "6", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[SlurmLab]:
+    reason = missing()
+    if reason:
+        pytest.skip(f"no Slurm here: {reason}")
+    made = SlurmLab()
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def cluster(lab: SlurmLab, stack: LocalStack, tmp_path: Path) -> Iterator[Machine]:
+    names = {"project": ACCOUNT, "queue": "regular"}
+    with machine("slurm", "wall-time", stack, tmp_path, lab.env, RUN, **names) as made:
+        wait_for(lambda: made.gateway.site("wall-time")["allowed_queues"], "the agent's word on queues")
+        yield made
+
+
+def start_script(cluster: Machine, output: str) -> str:
+    script = str(folder("jobscripts") / "slurm.sh")
+    asked = ["sbatch", "--parsable", "-A", ACCOUNT, "-p", "regular", "-N", "1", "-t", "4", "-o", output]
+    started = cluster.call(*asked, script, "by-script", *COMMON, BALSAM_SITE_PATH=str(cluster.site.path))
+    assert started.returncode == 0, started.stderr
+    return started.stdout.strip()
+
+
+def test_searches_whose_allocations_reach_their_wall_time_are_finished_by_the_next(
+    cluster: Machine, lab: SlurmLab
+) -> None:
+    (cluster.folder / "hold").touch()
+    scripted = start_script(cluster, "script-1.out")
+    options = ["--site", "wall-time", "-n", "1", "-t", "4", "-q", "regular", "-A", ACCOUNT, "--chain", "2"]
+    submitted = cluster.search("submit", "by-submit", *COMMON, *options)
+    assert submitted.returncode == 0, submitted.stderr
+
+    wait_for(lambda: scripted not in lab.run("squeue", "-h", "-o", "%i").stdout.split(), "the script's end", 300)
+    said = (cluster.folder / "script-1.out").read_text()
+    assert "The search is not done, but this allocation ends" in said
+    assert cluster.gathered("by-script") == [0, 1, 2]
+    wait_for(lambda: len(cluster.links("by-submit", "running", "finished")) == 2, "the allocation that follows", 300)
+    wait_for(
+        lambda: [life.why for life in read_lives(cluster.gateway, "by-submit")["by-submit"]][2:] == [None], "its driver"
+    )
+
+    (cluster.folder / "hold").unlink()
+    start_script(cluster, "script-2.out")
+    wait_for(lambda: cluster.gathered("by-script") == list(range(6)), "the end of the search by script")
+    wait_for(lambda: not cluster.links("by-submit", *chain.ALIVE), "the end of the search by submit")
+    assert cluster.gathered("by-submit") == list(range(6)), cluster.logs()
+    first, second = cluster.links("by-submit")
+    assert (first["state"], second["state"]) == ("finished", "finished")
+    output = cluster.site.path / "qsubmit" / f"qlaunch{first['id']:05d}.output"
+    assert "signal 15 came" in output.read_text()  # Slurm's, a minute before the wall time
+    assert "6 done" in (output.with_name(f"qlaunch{second['id']:05d}.output")).read_text()
+    wait_for(lambda: lab.run("squeue", "-h").stdout.strip() == "", "the end of all jobs")
