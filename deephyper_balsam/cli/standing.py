@@ -22,16 +22,22 @@ def by_state(states: dict[str, int]) -> str:
 
 
 def standing(gateway: Gateway, record: SearchRecord) -> dict[str, Any]:
-    """Return the driver (or None), its earlier lives, what cut runs, the budget, and the orders, as JSON values."""
+    """Return the driver (or None), its earlier lives, what cut runs, the budget, and the orders, as JSON values.
+
+    `allocations` are those of `search submit` that are alive: each carries the driver, or will.
+    """
     from deephyper_balsam.drivers import at_the_wheel, read_lives
     from deephyper_balsam.orders import effective_budget, read_orders
+    from deephyper_balsam.sites import chain
 
     lives = read_lives(gateway, record.name).get(record.name, [])
     driver = at_the_wheel(lives, gateway.now())
     drove = [life for life in lives if life.driving_since is not None]
     orders = read_orders(gateway, record.name)
     max_evals, timeout_s = effective_budget(record.settings, drove, orders)
+    carriers = chain.find(gateway, [site["id"] for site in gateway.sites()], record.name, chain.ALIVE)
     return {
+        "allocations": [{"id": row["id"], "state": row["state"]} for row in carriers],
         "driver": None
         if driver is None
         else {
@@ -96,6 +102,9 @@ def echo_standing(name: str, found: dict[str, Any], evaluated: int) -> None:
         click.echo(
             f"Driver: {driver['host']}, process {driver['pid']}, last sign of life {driver['silent_s']:.0f} s ago"
         )
+    elif found["allocations"]:
+        waits = found["allocations"][0]
+        click.echo(f"Driver: none yet; BatchJob {waits['id']}, which will drive, is {waits['state']}")
     else:
         complete = found["max_evals"] is not None and evaluated >= found["max_evals"]
         how = f"search extend {name} --max-evals N, then search resume {name}" if complete else f"search resume {name}"

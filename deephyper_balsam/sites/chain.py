@@ -163,11 +163,14 @@ class Link:
             logger.info("BatchJob %d is not needed any more", self.next_id)
 
     def _forget_refused(self) -> None:
-        """Look whether the scheduler refused the next one, for example because its queue was full: then ask again."""
+        """Look whether the scheduler refused the next one, for example because its queue was full: then ask again.
+
+        One whose script failed at once is in the same state, but nobody noted an error: it is not asked for again.
+        """
         for row in find(self._gateway, [self._site_id], self._search, ["submit_failed"]):
-            if row["id"] == self.next_id:
-                said = (row["status_info"] or {}).get("error", "no reason was given")
-                logger.warning("The next allocation, BatchJob %d, was refused: %s", row["id"], said)
+            error = (row["status_info"] or {}).get("error")
+            if row["id"] == self.next_id and error:
+                logger.warning("The next allocation, BatchJob %d, was refused: %s", row["id"], error)
                 self.next_id = None
 
     def _own(self) -> Row | None:

@@ -290,10 +290,13 @@ def test_when_balsam_refuses_the_allocation_the_search_is_free_for_the_next_try(
     assert submit(*OPTIONS, "-q", "prod").code == 0
 
 
-def test_stopping_a_search_takes_what_waits_out_of_the_queue(
+def test_status_names_what_waits_in_the_queue_and_stopping_takes_it_out(
     submit: Call, api: BalsamApi, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert submit(*OPTIONS, "-q", "prod").code == 0
+    with pytest.raises(SystemExit):
+        main(["search", "status", "line-1"], prog_name="deephyper-balsam")
+    assert "BatchJob 1, which will drive, is pending_submission" in capfd.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["search", "stop", "line-1"], prog_name="deephyper-balsam")
     assert ended.value.code == 0

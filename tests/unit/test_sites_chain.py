@@ -133,6 +133,20 @@ def test_one_that_the_scheduler_refuses_is_asked_for_again(
     assert "was refused: the queue is full" in caplog.text
 
 
+def test_one_whose_script_failed_at_once_is_not_asked_for_again(
+    gateway: Gateway, site: VirtualSite, clock: Clock
+) -> None:
+    first = add_allocation(site, gateway, clock.now)
+    one = link(gateway, site, first, clock)
+    one.look(1)
+    site.end_allocation(first + 1, "submit_failed", submit_script="x")
+    for _ in range(5):
+        clock.now += 100
+        one.look(1)
+        one.ask()
+    assert len(chain.find(gateway, [site.id], NAME)) == 2
+
+
 def test_before_the_agent_has_told_which_batchjob_this_is_nothing_is_asked_for(
     gateway: Gateway, site: VirtualSite, clock: Clock
 ) -> None:
