@@ -7,13 +7,14 @@ follow. Each is asked for by the one before it, so that an allocation that fails
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from deephyper_balsam.errors import BalsamError
+from deephyper_balsam.errors import BalsamError, NotLoggedInError
 from deephyper_balsam.gateway import Gateway, Row, parse_time
 from deephyper_balsam.jobs import trial_tags
 from deephyper_balsam.orders import STOP, read_orders
@@ -113,6 +114,9 @@ class Link:
                 self.ask()
         except BalsamError as error:
             logger.warning("The next allocation could not be asked for yet: %s", error)
+            if isinstance(error, NotLoggedInError):
+                with contextlib.suppress(NotLoggedInError):
+                    self._gateway.reconnect()  # after a `balsam login` elsewhere
         self._look_at = self._clock() + (_LOOK_S if self.next_id is None and not self._barren else _SELDOM_S)
 
     def ask(self) -> None:

@@ -25,7 +25,7 @@ import click
 
 from deephyper_balsam.sites.launcher import launcher_arguments, launcher_options
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("deephyper_balsam.sites.inside")  # as a program its name is another
 
 # The launcher in MPI mode stops its runs two minutes before the wall time; the driver ends before it
 DRAIN_S = 150.0
@@ -141,7 +141,7 @@ def run_both(
     stop: Callable[[], bool],
     left_s: Callable[[], float],
     look: Callable[[], None] = lambda: None,
-    before_end: Callable[[], None] = lambda: None,
+    before_end: Callable[[int | None], None] = lambda died: None,
 ) -> tuple[int, int | None]:
     """Wait for the driver, and end both in order.
 
@@ -154,7 +154,7 @@ def run_both(
     look
         Called often, while both run.
     before_end
-        Called when the allocation ends before the search.
+        Called when the allocation ends before the search, with the code of a launcher that broke down, or None.
 
     Returns
     -------
@@ -166,7 +166,7 @@ def run_both(
         died = launcher.poll()
         if stop() or left_s() <= 0 or died is not None:
             if died != 0:  # a launcher that leaves by itself has found nothing to do
-                before_end()
+                before_end(died)
             code = driver.end()
             break
         look()
@@ -247,13 +247,6 @@ def main(name: str, options: Sequence[str], chain: int | None, wall_time_min: in
     ends = began + wall_time_min * 60
     link = Link(gateway, site.site_id, name, scheduler_id, chain or 0, draining_s)
 
-    def before_end() -> None:
-        why = f"signal {asked[0]} came" if asked else "the wall time is near"
-        logger.info("The search is not done, but this allocation ends: %s", why)
-        gateway.hurry()
-        with _unless_balsam_fails("No allocation was asked for to follow this one"):
-            link.ask()
-
     tags = launcher.pop("tags") or (f"search={name}",)
     arguments = launcher_arguments(wall_time_min=wall_time_min, tags=tags, **launcher)
     # Sessions of their own: the scheduler's signals reach this process alone, which passes them on in order
@@ -263,18 +256,17 @@ def main(name: str, options: Sequence[str], chain: int | None, wall_time_min: in
         start_new_session=True,
     )
 
-    def stopped() -> bool:
-        with _unless_balsam_fails("Balsam does not say whether the search was stopped"):
-            return link.stopped()
-        return False
-
     codes = run_both(
-        Driver(lambda: _start_driver(gateway, site, name, options), lambda: _nobody_drives(gateway, name), stopped),
+        Driver(
+            lambda: _start_driver(gateway, site, name, options),
+            lambda: _nobody_drives(gateway, name),
+            lambda: _is_stopped(link),
+        ),
         running,
         lambda: bool(asked),
         lambda: ends - draining_s - time.monotonic(),
         lambda: link.look(ends - time.monotonic()),
-        before_end,
+        lambda died: _go_on_later(gateway, link, asked, died),
     )
     with _unless_balsam_fails("Balsam was not told that this allocation is over"):
         if adopted is not None:
@@ -308,6 +300,23 @@ def _start_driver(gateway: Any, site: Any, name: str, options: Sequence[str]) ->
             words = ["resume", name, "--log-dir", str(folder)]
         return subprocess.Popen([sys.executable, "-m", "deephyper_balsam", "search", *words], start_new_session=True)
     return None
+
+
+def _is_stopped(link: Any) -> bool:
+    with _unless_balsam_fails("Balsam does not say whether the search was stopped"):
+        return bool(link.stopped())
+    return False
+
+
+def _go_on_later(gateway: Any, link: Any, signals: Sequence[int], died: int | None) -> None:
+    """Say why this allocation ends before the search, and ask for the next one if it was not yet."""
+    why = f"signal {signals[0]} came" if signals else "the wall time is near"
+    if died is not None:
+        why = f"its launcher broke down (exit code {died})"
+    logger.info("The search is not done, but this allocation ends: %s", why)
+    gateway.hurry()
+    with _unless_balsam_fails("No allocation was asked for to follow this one"):
+        link.ask()
 
 
 def _nobody_drives(gateway: Any, name: str) -> bool:

@@ -73,7 +73,7 @@ def test_searches_whose_allocations_reach_their_wall_time_are_finished_by_the_ne
 
     wait_for(lambda: scripted not in lab.run("squeue", "-h", "-o", "%i").stdout.split(), "the script's end", 300)
     said = (cluster.folder / "script-1.out").read_text()
-    assert "The search is not done, but this allocation ends" in said
+    assert "The search is not done, but this allocation ends" in said, said
     assert cluster.gathered("by-script") == [0, 1, 2]
     wait_for(lambda: len(cluster.links("by-submit", "running", "finished")) == 2, "the allocation that follows", 300)
     wait_for(

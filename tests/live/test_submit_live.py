@@ -109,6 +109,7 @@ def test_a_search_outlives_its_allocation_without_a_person(world: World) -> None
     assert {number: count for number, count in world.calls().items() if count > 1}.keys() == {3, 4}  # cut, run again
     whys = [life.why for life in read_lives(world.gateway, "chained")["chained"]]
     assert whys == [f"submitted as BatchJob {first['id']}", "interrupted", "complete"]
+    assert "this allocation ends: the wall time is near" in world.outputs("chained")
     assert "8 done" in world.outputs("chained")
     assert (world.folder / "chained" / "results.csv").read_text().count("DONE") == 8
 

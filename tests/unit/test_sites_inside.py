@@ -52,10 +52,10 @@ def test_before_the_wall_time_or_at_a_signal_the_driver_ends_first(why: str, tmp
 
     stop, left = (never, lambda: 0.0 if over() else 9e9) if why == "time" else (over, lambda: 9e9)
     asked: list[str] = []
-    ends = lambda: asked.append("the next allocation")  # noqa: E731
+    ends = lambda died: asked.append(f"the next allocation, {died}")  # noqa: E731
     codes = inside.run_both(driver(both[0]), start(both[1]), stop, left, before_end=ends)
     assert order.read_text().split() == ["driver", "launcher"]
-    assert asked == ["the next allocation"]
+    assert asked == ["the next allocation, None"]
     assert inside.exit_code(*codes) == 130
 
 
@@ -138,7 +138,7 @@ def test_a_search_that_was_stopped_is_not_driven() -> None:
 
 def test_a_launcher_that_finds_nothing_to_do_and_leaves_is_followed_by_no_allocation() -> None:
     asked: list[str] = []
-    ends = lambda: asked.append("the next allocation")  # noqa: E731
+    ends = lambda died: asked.append(f"the next allocation, {died}")  # noqa: E731
     codes = inside.run_both(of_codes(free=never), start("exit 0"), never, lambda: 9e9, before_end=ends)
     assert (codes, asked) == ((130, 0), [])
 
