@@ -120,6 +120,7 @@ class Driver:
         code = self._process.poll()
         if code is None or not self._may_pass(code):
             return code
+        logger.warning("The driver ended with exit code %d, and will be started again", code)
         self._process = None
         return None
 
