@@ -92,7 +92,6 @@ class _Plan:
 
 def _check(name: str, settings: Settings, build: Callable[[str, Settings], Any], *, show_on_stderr: bool) -> _Plan:
     """Go through the steps and show each as it passes; the first that fails raises."""
-    from deephyper_balsam.evaluators.limits import check_fits
     from deephyper_balsam.sites.chain import batch_job
 
     def passed(step: str, found: str) -> None:
@@ -109,11 +108,8 @@ def _check(name: str, settings: Settings, build: Callable[[str, Settings], Any],
     site = evaluator.gateway.site(settings["site"])
     passed("site", _agent(evaluator.gateway, site))
     shape = _shape(site, settings)
-    evaluator.laid_out_for = _evaluations(evaluator.resources, shape)
-    check_fits(evaluator.resources.wall_time_min, evaluator.eval_timeout_s, shape["wall_time_min"])
-    passed(
-        "nodes", f"{shape['nodes']} for {shape['wall_time_min']} min: {evaluator.laid_out_for} evaluations at a time"
-    )
+    at_once = evaluator.lay_out(shape["nodes"], shape["wall_time_min"])
+    passed("nodes", f"{shape['nodes']} for {shape['wall_time_min']} min: {at_once} evaluations at a time")
     chain = settings.get("chain", 1)
     passed("queue", _queue(site, shape, chain))
     passed("project", shape["project"])
@@ -214,13 +210,6 @@ def _choose(what: str, option: str, settings: Settings, allowed: list[str], site
         got = f"but got {chosen!r}" if chosen else f"and {option} says which"
         raise SettingsError(f"The {what}s that the site {site!r} allows are {', '.join(allowed) or 'none'}, {got}.")
     return chosen
-
-
-def _evaluations(resources: Any, shape: Mapping[str, Any]) -> int:
-    slots = int(resources.slots(shape["nodes"]))
-    if not slots:
-        raise SettingsError(f"An evaluation has {resources.num_nodes} nodes, but the allocation has {shape['nodes']}.")
-    return slots
 
 
 def _queue(site: Row, shape: Mapping[str, Any], chain: int) -> str:

@@ -90,11 +90,6 @@ class BalsamEvaluator:
     client_path
         Balsam's credentials file; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``.
 
-    Attributes
-    ----------
-    laid_out_for
-        How many trials the allocations will run at once, when someone else provides them; set it before `open`.
-
     Raises
     ------
     TargetError, UnknownSiteError, NotLoggedInError, UnreachableError
@@ -123,7 +118,7 @@ class BalsamEvaluator:
         self.gateway = Gateway(client_path)
         self.site = self.gateway.site(site)
         self._request = allocation
-        self.laid_out_for = 1
+        self._laid_out_for = 1
         self._clock = clock
         self._search: str | None = None
         self._zero = 0.0
@@ -148,7 +143,21 @@ class BalsamEvaluator:
     @property
     def workers(self) -> int:
         """How many trials the search is laid out for: those of the allocation it asks for, or as it is told."""
-        return max(self.resources.slots(self._request.nodes) if self._request else 1, self.capacity, self.laid_out_for)
+        return max(self.resources.slots(self._request.nodes) if self._request else 1, self.capacity, self._laid_out_for)
+
+    def lay_out(self, nodes: int, wall_time_min: int) -> int:
+        """Plan for allocations that someone else provides, before `open`; how many trials one runs at once.
+
+        Raises
+        ------
+        InputError
+            When no evaluation fits into one.
+        """
+        limits.check_fits(self.resources.wall_time_min, self.eval_timeout_s, wall_time_min)
+        self._laid_out_for = self.resources.slots(nodes)
+        if not self._laid_out_for:
+            raise InputError(f"An evaluation has {self.resources.num_nodes} nodes, but the allocation has {nodes}.")
+        return self._laid_out_for
 
     @property
     def settings(self) -> dict[str, Any]:
