@@ -27,7 +27,9 @@ _OPTIONS = (
     click.Option(["-t", "--wall-time-min"], type=_COUNT, help="Its minutes."),
     click.Option(["-q", "--queue"], help="Its queue. [default: the site's, if it has only one]"),
     click.Option(["-A", "--project"], help="Who pays for it. [default: the site's, if it has only one]"),
-    click.Option(["-j", "--job-mode"], type=click.Choice(["mpi", "serial"]), help="Launcher mode. [default: mpi]"),
+    click.Option(
+        ["-j", "--job-mode"], type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]"
+    ),
     click.Option(
         ["--chain"],
         type=_COUNT,

@@ -107,7 +107,7 @@ def qsub_cobalt(words: list[str]) -> None:
         "nodes": int(given["-n"][0]),
         "wall_s": int(given["-t"][0]) * 60,
         "output": given.get("-o", [Path(script).with_suffix(".output")])[0],
-        "log": given.get("--debuglog", [str(Path(script).with_suffix(".cobaltlog"))])[0],
+        "log": given.get("--debuglog", [f"{Path(script).stem}.cobaltlog"])[0],  # by itself in the working folder
         "env": dict(pair.replace(r"\:", ":").partition("=")[::2] for pair in pairs if pair),
         "script": script,
         "arguments": arguments,
