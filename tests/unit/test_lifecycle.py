@@ -150,9 +150,9 @@ def test_a_search_is_rebuilt_from_balsam_alone(
     frame = first.search(max_evals=8)
     again = resume()
     assert (again.problem, again.method, again.settings) == (first.problem, "ambs", first.settings)
-    assert again.evaluator.resources == Resources(evals_per_node=2)
+    assert again.evaluator.needs.fixed == Resources(evals_per_node=2)
     assert again.evaluator.eval_timeout_s == 50
-    assert again.evaluator._request == AllocationRequest(3, wall_time_min=7)
+    assert again.evaluator._requests == {"lab": AllocationRequest(3, wall_time_min=7)}
     later = again.search()
     pd.testing.assert_frame_equal(later, frame)
     written = tmp_path / "empty-0" / "s"
