@@ -136,6 +136,7 @@ class BalsamEvaluator:
         self._look_again_at: float | None = None
         self._job_ids: dict[int, int] = {}  # trial number -> id of its job
         self._between: dict[int, Row] = {}  # trial number -> the job that it had at the site it left
+        self._seen_since_leaving = True
         self._wheel: Wheel | None = None
         self._orders_seen: set[int] = set()
         self.sites: SearchSites | None = None
@@ -450,10 +451,12 @@ class BalsamEvaluator:
         assert self.sites is not None
         if self._between:
             self._settle_elsewhere()
-        for site, room in self.sites.idle():
+            return
+        for site, room in self.sites.idle() if self._seen_since_leaving else ():
             waiting = jobs.waiting_at(self.gateway, self._search, site.app_ids, abandoned=site.gone)
-            leaving = [row for row in waiting if self._fits_elsewhere(row, site)][: room - len(self._between)]
+            leaving = [row for row in waiting if self._fits_elsewhere(row, site)][:room]
             if leaving:
+                self._seen_since_leaving = False
                 jobs.leave_site(self.gateway, self._search, leaving, site.name, self._clock())
                 logger.info("Nothing runs at %s: %d waiting trials go to another site", site.name, len(leaving))
                 return  # the next look shows which of them have left
@@ -491,6 +494,7 @@ class BalsamEvaluator:
         self._limit_starts()
         self._move_on()
         rows = self._without_twins(self._changed_rows())
+        self._seen_since_leaving = True
         changed = [row for row in rows if row["id"] not in self._seen or self._seen[row["id"]][0] != row["last_update"]]
         self.health.run_again(changed)
         self.health.look_for_cuts(changed, self._clock(), self._wall_time_s)
