@@ -1,0 +1,144 @@
+"""One search over two real local sites, one of which is killed in the middle."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deephyper_balsam import BalsamEvaluator, HpProblem, Resources, allocations, watch
+from deephyper_balsam.allocations import AllocationRequest
+from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.search import Progress, Search
+from deephyper_balsam.sites import processes
+from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.trial import TrialState
+
+from .conftest import stack_environment
+from .waiting import wait_for
+
+pytestmark = pytest.mark.live
+
+RUN = """
+import os, pathlib, time
+HERE = pathlib.Path(__file__).parent
+def note(what):
+    with open(HERE / "calls.txt", "a") as calls:
+        print(what, flush=True, file=calls)
+def run(job):
+    note(f"begin {job.id}")
+    time.sleep(0.5)
+    while (HERE / "hold").exists() and "second site" in os.getcwd():
+        time.sleep(0.1)
+    note(f"end {job.id}")
+    return job["x"]
+"""
+
+
+class SecondSite:
+    """A site beside the stack's own, with its own agent."""
+
+    def __init__(self, stack: LocalStack, folder: Path) -> None:
+        self.path, self.name = folder / "second site", f"second-{folder.name[-8:]}"
+        environment = stack_environment(stack)
+        command = [sys.executable, "-m", "deephyper_balsam", "site", "init", str(self.path), "--config", "local"]
+        subprocess.run([*command, "--name", self.name], env=environment, check=True, capture_output=True)
+        with open(folder / "agent.log", "w") as log:
+            self.agent = subprocess.Popen(
+                [sys.executable, "-m", "balsam.site.service.main"],
+                cwd=self.path,
+                env={**environment, "BALSAM_SITE_PATH": str(self.path)},
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> int:
+        """Kill everything of the site at once, as when its machine loses power; how many processes."""
+        found = processes.matching(processes.carries("BALSAM_SITE_PATH", str(self.path)))
+        for process in found:
+            processes.send(process, signal.SIGKILL)
+        self.agent.wait()
+        return len(found)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="live sites "))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def second(stack: LocalStack, folder: Path) -> Iterator[SecondSite]:
+    made = SecondSite(stack, folder)
+    yield made
+    made.kill()
+    wait_for(lambda: not processes.matching(processes.carries("BALSAM_SITE_PATH", str(made.path))), "all to be dead")
+    gateway = Gateway(stack.client_path)
+    for site in gateway.sites():
+        if site["name"] == made.name:
+            gateway.delete_site(site["id"])
+
+
+def test_two_sites_share_a_search_and_one_ends_it_when_the_other_is_killed(
+    stack: LocalStack, second: SecondSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name, seconds in (
+        (watch, "_LOOK_S", 1.0),
+        (watch, "_SILENT_S", 6.0),
+        (allocations, "SILENT_LAUNCHER_S", 8.0),
+    ):
+        monkeypatch.setattr(module, name, seconds)  # nobody waits for minutes here
+    (folder / "line_run.py").write_text(RUN)
+    problem = HpProblem("line")
+    problem.add_hyperparameter((-3.0, 3.0), "x")
+    evaluator = BalsamEvaluator(
+        f"{folder / 'line_run.py'}:run",
+        ["local", second.name],
+        resources=Resources(evals_per_node=2),
+        allocation=AllocationRequest(1, wall_time_min=10),
+        client_path=stack.client_path,
+    )
+    notices: list[str] = []
+    held: list[list[int]] = []
+    cut: list[int] = []
+
+    def at(site: str, state: TrialState) -> list[int]:
+        return [ln["job_id"] for ln in evaluator.lines if (ln["m:site"], ln["job_status"]) == (site, state.value)]
+
+    def kill_when_both_are_used(progress: Progress) -> None:
+        if progress.notice is not None and (not notices or notices[-1] != progress.notice):
+            notices.append(progress.notice)
+        if cut or not at("local", TrialState.DONE) or not at(second.name, TrialState.DONE):
+            return
+        (folder / "hold").touch()
+        running = at(second.name, TrialState.RUNNING)
+        held.append(running if len(running) == 2 else [])
+        if len(held) >= 10 and held[-1] and all(before == held[-1] for before in held[-10:]):  # none is just ending
+            cut.extend(running)
+            assert second.kill() > 2
+
+    search = Search(problem, evaluator, f"two-{second.name}", "random", seed=3, log_dir=folder, poll_s=0.2)
+    frame = search.search(max_evals=24, on_progress=kill_when_both_are_used)
+
+    assert len(cut) == 2
+    assert list(frame["job_status"]) == ["DONE"] * 24
+    assert set(frame["m:site"]) == {"local", second.name}
+    assert set(frame.loc[cut, "m:site"]) == {"local"}
+    assert set(frame.loc[cut, "m:moved_from"]) == {second.name}
+    assert any(f"the agent of site {second.name} has given no sign" in said for said in notices), notices
+    calls = Counter((folder / "calls.txt").read_text().splitlines())
+    assert {calls[f"end {number}"] for number in range(24)} == {1}  # each evaluated once
+    assert {number for number in range(24) if calls[f"begin {number}"] == 2} == set(cut)
+    gateway = Gateway(stack.client_path)
+    ours = {row["id"] for row in gateway.batch_jobs([gateway.site("local")["id"]])}
+    rows = {int(row["tags"]["trial"]): row for row in gateway.jobs({"search": search.name})}
+    assert len(rows) == 24
+    assert {rows[number]["batch_job_id"] for number in cut} <= ours
