@@ -402,7 +402,7 @@ class BalsamEvaluator:
             best = self.sites.best_for(needs, placed)
             if best is None:
                 raise InputError(
-                    f"it asks for {needs.num_nodes} nodes, and the largest allocation runs evaluations of at most "
+                    f"it asks for {needs.num_nodes} nodes, and no allocation gives an evaluation more than "
                     f"{self.sites.largest_nodes}"
                 )
             site = best
