@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.search import Progress, Search
 from deephyper_balsam.sites import processes
+from deephyper_balsam.sites.configs import site_config
 from deephyper_balsam.sites.local import LocalStack
 from deephyper_balsam.trial import TrialState
 
@@ -42,13 +44,33 @@ def run(job):
 """
 
 
+NODES = """
+from deephyper_balsam.sites.platforms import LocalNode
+class ThreeNodes(LocalNode):
+    @classmethod
+    def get_job_nodelist(cls):
+        [node] = super().get_job_nodelist()
+        return [cls(f"node-{number}", node.hostname, gpu_ids=[]) for number in range(3)]
+"""
+SIZES = """
+import time
+def resources(config):
+    from deephyper_balsam import Resources
+    return Resources(num_nodes=config["nodes"])
+def run(job):
+    time.sleep(0.7)
+    return job["nodes"]
+"""
+
+
 class SecondSite:
     """A site beside the stack's own, with its own agent."""
 
-    def __init__(self, stack: LocalStack, folder: Path) -> None:
+    def __init__(self, stack: LocalStack, folder: Path, config: str = "local") -> None:
         self.path, self.name = folder / "second site", f"second-{folder.name[-8:]}"
         environment = stack_environment(stack)
-        command = [sys.executable, "-m", "deephyper_balsam", "site", "init", str(self.path), "--config", "local"]
+        command = [sys.executable, "-m", "deephyper_balsam", "site", "init", str(self.path), "--config", config]
+        environment["PYTHONPATH"] = str(folder)  # where a node class of the test's own is found
         subprocess.run([*command, "--name", self.name], env=environment, check=True, capture_output=True)
         with open(folder / "agent.log", "w") as log:
             self.agent = subprocess.Popen(
@@ -75,9 +97,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-@pytest.fixture
-def second(stack: LocalStack, folder: Path) -> Iterator[SecondSite]:
-    made = SecondSite(stack, folder)
+@contextmanager
+def site_beside(stack: LocalStack, folder: Path, config: str = "local") -> Iterator[SecondSite]:
+    made = SecondSite(stack, folder, config)
     yield made
     made.kill()
     wait_for(lambda: not processes.matching(processes.carries("BALSAM_SITE_PATH", str(made.path))), "all to be dead")
@@ -85,6 +107,25 @@ def second(stack: LocalStack, folder: Path) -> Iterator[SecondSite]:
     for site in gateway.sites():
         if site["name"] == made.name:
             gateway.delete_site(site["id"])
+
+
+@pytest.fixture
+def second(stack: LocalStack, folder: Path) -> Iterator[SecondSite]:
+    with site_beside(stack, folder) as made:
+        yield made
+
+
+@pytest.fixture
+def of_three_nodes(stack: LocalStack, folder: Path) -> Iterator[SecondSite]:
+    """A site whose allocations have up to three virtual nodes of this machine."""
+    config = folder / "config"
+    shutil.copytree(site_config("local").path, config)
+    settings = (config / "settings.yml").read_text()
+    changed = settings.replace("deephyper_balsam.sites.platforms.LocalNode", "three_nodes.ThreeNodes")
+    (config / "settings.yml").write_text(changed.replace("max_nodes: 1", "max_nodes: 3"))
+    (folder / "three_nodes.py").write_text(NODES)
+    with site_beside(stack, folder, str(config)) as made:
+        yield made
 
 
 def test_two_sites_share_a_search_and_one_ends_it_when_the_other_is_killed(
@@ -142,3 +183,37 @@ def test_two_sites_share_a_search_and_one_ends_it_when_the_other_is_killed(
     rows = {int(row["tags"]["trial"]): row for row in gateway.jobs({"search": search.name})}
     assert len(rows) == 24
     assert {rows[number]["batch_job_id"] for number in cut} <= ours
+
+
+def test_a_hyperparameter_chooses_the_nodes_and_what_is_too_large_fails_with_its_reason(
+    stack: LocalStack, of_three_nodes: SecondSite, folder: Path
+) -> None:
+    (folder / "sizes.py").write_text(SIZES)
+    problem = HpProblem("sizes")
+    problem.add_hyperparameter((1, 4), "nodes")
+    problem.add_hyperparameter((0.0, 1.0), "x")
+    evaluator = BalsamEvaluator(
+        f"{folder / 'sizes.py'}:run",
+        of_three_nodes.name,
+        resources=f"{folder / 'sizes.py'}:resources",
+        allocation=AllocationRequest(3, wall_time_min=10),
+        client_path=stack.client_path,
+    )
+    name = f"sizes-{of_three_nodes.name}"
+    Search(problem, evaluator, name, "random", seed=5, log_dir=folder, poll_s=0.2, max_failures=0).search(max_evals=4)
+    later = Search.resume(name, log_dir=folder / "empty", client_path=stack.client_path, poll_s=0.2)
+    frame = later.search(max_evals=10)
+
+    too_large = frame["p:nodes"] == 4
+    assert 0 < too_large.sum() < len(frame) == 10
+    assert set(frame["m:failure"][too_large]) == {
+        "it asks for 4 nodes, and no allocation gives an evaluation more than 3"
+    }
+    done = frame[~too_large]
+    assert set(done["job_status"]) == {"DONE"}
+    assert set(done["p:nodes"]) == {1, 2, 3}
+    rows = {int(row["tags"]["trial"]): row for row in Gateway(stack.client_path).jobs({"search": name})}
+    assert {rows[n]["num_nodes"] == nodes for n, nodes in zip(done["job_id"], done["p:nodes"], strict=True)} == {True}
+    for moment in done["m:timestamp_start"]:
+        under_way = done[(done["m:timestamp_start"] <= moment) & (moment < done["m:timestamp_end"])]
+        assert under_way["p:nodes"].sum() <= 3
