@@ -324,15 +324,25 @@ def status(name: str, as_json: bool) -> None:
     gateway, record, lines = _read(name)
     health = read_health(gateway, name)
     states: dict[str, int] = {}
+    at_sites: dict[str, dict[str, int]] = {site: {} for site in record.sites}
     failures: dict[str, int] = {}
     for line in lines:
         states[line["job_status"]] = states.get(line["job_status"], 0) + 1
+        at_site = at_sites.setdefault(line["m:site"], {})
+        at_site[line["job_status"]] = at_site.get(line["job_status"], 0) + 1
         if line["job_status"] == "FAILED":
             failures[line["m:failure"]] = failures.get(line["m:failure"], 0) + 1
     best_line = best(lines)
     found = standing(gateway, record)
     if as_json:
-        trials = {"settings": record.settings, "states": states, "failures": failures, **health, "best": best_line}
+        trials = {
+            "settings": record.settings,
+            "states": states,
+            "sites": at_sites,
+            "failures": failures,
+            **health,
+            "best": best_line,
+        }
         echo_json({"name": name, **trials, **found})
         return
     click.echo(
@@ -342,6 +352,8 @@ def status(name: str, as_json: bool) -> None:
     evaluated = states.get("DONE", 0) + states.get("FAILED", 0)
     echo_standing(name, found, evaluated)
     click.echo("Trials: " + (by_state(states) or "none yet"))
+    for site, at_site in at_sites.items() if len(at_sites) > 1 else ():
+        click.echo(f"  at {site}: {by_state(at_site) or 'none'}")
     for reason, count in sorted(failures.items(), key=lambda entry: -entry[1])[:10]:
         click.echo(f"  failed {count}x: {reason}")
     for words in _health_said(health):
