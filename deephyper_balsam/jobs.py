@@ -12,7 +12,8 @@ parameters, and in `data`:
 - ``cancelled``: when the driver withdrew it;
 - ``moved``: when and from where the driver took it to another site; the job is FAILED then, and the trial waits, until
   the job made for it elsewhere stands for it (this one is set aside);
-- ``moved_from``: the sites that a trial was taken from before it came to this one.
+- ``moved_from``: the sites that a trial was taken from before it came to this one;
+- ``cuts_before``: how often allocations cut its run there.
 
 The run writes ``result`` only, into a job that a launcher holds; the driver the rest, into others, or once the result
 is in: whoever writes replaces `data` whole.
@@ -359,9 +360,12 @@ def leave_site(gateway: Gateway, search: str, rows: Sequence[Row], site: str, no
     gateway.move_jobs(trial_tags(search), _LEAVABLE, "FAILED", why, [row["id"] for row in rows])
 
 
-def job_elsewhere(row: Row, app_id: int, wall_time_min: int) -> Row:
-    """Return the job of the same trial at another site, ready to be created."""
+def job_elsewhere(row: Row, app_id: int, wall_time_min: int, cuts: int) -> Row:
+    """Return the job of the same trial at another site, ready to be created; `cuts` by allocations came before."""
     kept = {key: row["data"][key] for key in ("asked", "eval_timeout_s", "tries", "own_minutes") if key in row["data"]}
+    cuts += row["data"].get("cuts_before", 0)
+    if cuts:
+        kept["cuts_before"] = cuts
     moved_from = [*row["data"].get("moved_from", ()), row["data"]["moved"]["from"]]
     return {
         "app_id": app_id,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,12 @@ from deephyper_balsam.apps import register, resolve_run
 from deephyper_balsam.drivers import Life, Wheel, read_lives
 from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, SettingsError
 from deephyper_balsam.evaluators import limits
+from deephyper_balsam.evaluators.changes import Changes
 from deephyper_balsam.evaluators.health import Health
 from deephyper_balsam.evaluators.needs import Needs, ResourcesOf
 from deephyper_balsam.evaluators.sites import SearchSite, SearchSites
 from deephyper_balsam.evaluators.table import Table
+from deephyper_balsam.evaluators.trial_jobs import TrialJobs
 from deephyper_balsam.gateway import Gateway, Row, check_name
 from deephyper_balsam.jobs import Resources as Resources  # public here: evaluators.balsam.Resources
 from deephyper_balsam.orders import STOP, Order, answer_order, effective_budget, read_orders
@@ -31,8 +31,6 @@ from deephyper_balsam.trial import Result, Trial, TrialState
 
 logger = logging.getLogger(__name__)
 
-_OVERLAP_S = 10.0  # a poll looks back this far: clocks differ, and a commit may land late
-_DOUBT_S = 90.0  # so long after a lost answer, what was asked for may still be done
 _SETTLE_S = 6.0  # Balsam notes a run's end two to four seconds after the run itself has told us
 
 
@@ -123,24 +121,18 @@ class BalsamEvaluator:
             row["name"]: request for row, request in zip(self._site_rows, self._requests.values(), strict=True)
         }
         self._clock = clock
-        self._search: str | None = None
-        self._zero = 0.0
-        self._since: str | None = None
-        self._since_s = -math.inf
-        self._seen: dict[int, tuple[str, float]] = {}  # job id -> last_update of what the next look may show again
         self._table = Table()
         self._gathered: set[int] = set()
         self._order = 0
-        self._doubtful = False
-        self._there: set[int] = set()
-        self._look_again_at: float | None = None
-        self._job_ids: dict[int, int] = {}  # trial number -> id of its job
-        self._between: dict[int, Row] = {}  # trial number -> the job that it had at the site it left
-        self._seen_since_leaving = True
         self._wheel: Wheel | None = None
         self._orders_seen: set[int] = set()
+        # Made by `open`
+        self._search: str | None = None
+        self._zero = 0.0
         self.sites: SearchSites | None = None
         self.health: Health | None = None
+        self._jobs: TrialJobs
+        self._changes: Changes
 
     @property
     def _asked_min(self) -> int:
@@ -287,9 +279,11 @@ class BalsamEvaluator:
             }
             record = create_record(self.gateway, name, settings, self._site_rows[0]["id"], self._clock())
         self._zero = record.created_at
-        self._forget_all()
+        self._table.clear()
         sites = [self._open_site(row, name) for row in self._site_rows]
         self.sites = SearchSites(self.gateway, sites, self._table, lambda: self.needs.wave)
+        self._jobs = TrialJobs(self.gateway, name, self.sites, self._clock)
+        self._changes = Changes(self.gateway, name)
         return self._read_history(record)
 
     def _open_site(self, row: Row, search: str) -> SearchSite:
@@ -304,7 +298,7 @@ class BalsamEvaluator:
         )
 
     def _read_history(self, record: SearchRecord) -> History:
-        rows = self._without_twins(list(self.gateway.jobs(jobs.trial_tags(record.name))))
+        rows = self._jobs.without_twins(self._changes.read())
         jobs.mend(self.gateway, record.name, rows)
         self.health = Health(self.gateway, record.name, self._explain)
         self.health.restore(rows)
@@ -320,7 +314,7 @@ class BalsamEvaluator:
         trials = sorted((jobs.read_trial(row) for row in rows), key=lambda trial: trial.number)
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in gathered]
         # What ended while no driver looked is collected like any other result: look at everything once more
-        self._look_from_the_beginning()
+        self._changes.begin_again()
         cancelled = [row for row in rows if jobs.read_state(row) is TrialState.CANCELLED]
         lives, orders = self._lives_and_orders(record.name)
         max_evals, timeout_s = effective_budget(record.settings, lives, orders)
@@ -388,10 +382,14 @@ class BalsamEvaluator:
         if not trials:
             return
         self._fence()
-        self._look_what_is_there()
+        there = self._jobs.there()
         placed: Counter[str] = Counter()
-        new = {trial.number: self._new_job(trial, placed) for trial in trials if trial.number not in self._there}
-        self._create(new)
+        new = {trial.number: self._new_job(trial, placed) for trial in trials if trial.number not in there}
+        self._jobs.create(new)
+        assert self.sites is not None
+        for number, row in new.items():
+            where = self.sites.of_job(row).name
+            self._table.put({"job_id": number, "job_status": TrialState.READY.value, "m:site": where})
 
     def _new_job(self, trial: Trial, placed: Counter[str]) -> Row:
         assert self._search is not None, "open() comes first"
@@ -411,78 +409,14 @@ class BalsamEvaluator:
                 limits.check_fits(needs.wall_time_min, self.eval_timeout_s, request.wall_time_min)
         except InputError as error:
             needs, data = Resources(), {"result": {"objective": None, "failure": str(error), "metadata": {}}}
+        else:
+            self.needs.note(needs.num_nodes, needs.evals_per_node)
         placed[site.name] += 1
-        self.needs.note(needs.num_nodes, needs.evals_per_node)
         if self.needs.fixed is None and needs.wall_time_min:
             data["own_minutes"] = True
         else:
             needs = replace(needs, wall_time_min=site.limit.minutes)
         return jobs.trial_job(trial, self._search, site.app_id, needs, self._clock(), self.eval_timeout_s, **data)
-
-    def _look_what_is_there(self) -> None:
-        """After a lost answer, see which trials have their job all the same; those must not get another."""
-        assert self._search is not None
-        self._there = set()
-        if self._doubtful:
-            rows = self.gateway.jobs(jobs.trial_tags(self._search))
-            self._there = {jobs.trial_number(row) for row in rows if not jobs.has_left(row)}
-
-    def _create(self, new: Mapping[int, Row]) -> None:
-        """Create the jobs of trials, by the trial's number."""
-        assert self.sites is not None
-        try:
-            ids = self.gateway.create_jobs(list(new.values()))
-        except BalsamError:  # of several batches some may be there, whatever befell the next
-            self._doubtful = True
-            self._look_again_at = self._clock() + _DOUBT_S
-            raise
-        self._doubtful = False
-        self._job_ids.update(zip(new, ids, strict=True))
-        for number, row in new.items():
-            before = self._table.get(number)
-            now = {"job_id": number, "job_status": TrialState.READY.value, "m:site": self.sites.of_job(row).name}
-            self._table.put({**before, **now})
-
-    # --- from one site to another --------------------------------------------------------------------------------
-
-    def _move_on(self) -> None:
-        """Take trials that wait where nothing runs to sites that have room, one step of it at each look."""
-        assert self._search is not None
-        assert self.sites is not None
-        if self._between:
-            self._settle_elsewhere()
-            return
-        for site, room in self.sites.idle() if self._seen_since_leaving else ():
-            waiting = jobs.waiting_at(self.gateway, self._search, site.app_ids, abandoned=site.gone)
-            leaving = [row for row in waiting if self._fits_elsewhere(row, site)][:room]
-            if leaving:
-                self._seen_since_leaving = False
-                jobs.leave_site(self.gateway, self._search, leaving, site.name, self._clock())
-                logger.info("Nothing runs at %s: %d waiting trials go to another site", site.name, len(leaving))
-                return  # the next look shows which of them have left
-
-    def _fits_elsewhere(self, row: Row, here: SearchSite) -> bool:
-        assert self.sites is not None
-        needs = Resources(num_nodes=row["num_nodes"])
-        return any(site is not here and site.capacity and site.fits(needs) for site in self.sites)
-
-    def _settle_elsewhere(self) -> None:
-        """Make the jobs of trials that have left their site, and set aside those that they had there."""
-        assert self._search is not None
-        assert self.sites is not None
-        self._look_what_is_there()
-        new: dict[int, Row] = {}
-        placed: Counter[str] = Counter()
-        for number, row in self._between.items():
-            if self._job_ids.get(number, row["id"]) == row["id"] and number not in self._there:
-                site = self.sites.best_for(Resources(num_nodes=row["num_nodes"]), placed)
-                site = site or self.sites.of_job(row)
-                placed[site.name] += 1
-                new[number] = jobs.job_elsewhere(row, site.app_id, site.limit.minutes)
-        self._create(new)
-        left = [row for number, row in self._between.items() if self._job_ids.get(number, row["id"]) != row["id"]]
-        jobs.set_aside(self.gateway, self._search, left, self._job_ids, self._clock())
-        self._between.clear()
 
     def collect(self) -> list[Result]:
         """Look at the jobs that changed since the last look, and take in the results that are new."""
@@ -492,10 +426,9 @@ class BalsamEvaluator:
         self._fence()
         self.sites.refresh()
         self._limit_starts()
-        self._move_on()
-        rows = self._without_twins(self._changed_rows())
-        self._seen_since_leaving = True
-        changed = [row for row in rows if row["id"] not in self._seen or self._seen[row["id"]][0] != row["last_update"]]
+        self._jobs.move_on(self.health.cuts)
+        rows = self._jobs.without_twins(self._changes.read(everything=self._jobs.must_look_at_all()))
+        changed = [row for row in rows if self._changes.is_new(row)]
         self.health.run_again(changed)
         self.health.look_for_cuts(changed, self._clock(), self._wall_time_s)
         arrived = [row for row in changed if self._is_news(row)]
@@ -503,8 +436,9 @@ class BalsamEvaluator:
         for row in arrived:
             outcome = self._explain(row)
             gathered: dict[str, Any] = {"order": self._order + len(taken), "at": self._clock()}
-            if self.health.cuts(row["id"]):
-                gathered["cuts"] = self.health.cuts(row["id"])
+            cuts = self.health.cuts(row["id"]) + row["data"].get("cuts_before", 0)
+            if cuts:
+                gathered["cuts"] = cuts
             row["data"] = {**row["data"], "result": outcome, "gathered": gathered}
             taken[row["id"]] = row
         self.gateway.write_data({job_id: row["data"] for job_id, row in taken.items()})
@@ -513,7 +447,7 @@ class BalsamEvaluator:
         self._order += len(taken)
         for row in changed:
             self._note(row)
-        self._forget_old()
+        self._changes.forget_old()
         for site in self.sites:
             if self._table.count(TrialState.RUNNING, site=site.name):
                 site.allocations.note_work()
@@ -549,33 +483,6 @@ class BalsamEvaluator:
         line = self._table.get(number)
         return self.sites.named(line["m:site"]).allocations.wall_time_s if line else None
 
-    def _changed_rows(self) -> list[Row]:
-        assert self._search is not None
-        since = self._since
-        if self._look_again_at is not None and self._clock() > self._look_again_at:
-            since, self._look_again_at = None, None  # what was created late, after an answer was lost
-        return list(self.gateway.jobs(jobs.trial_tags(self._search), changed_since=since))
-
-    def _without_twins(self, rows: list[Row]) -> list[Row]:
-        """Return the rows without second jobs of a trial; those are set aside (see `jobs.set_aside`)."""
-        assert self._search is not None
-        by_number: dict[int, dict[int, Row]] = {}
-        for row in rows:
-            by_number.setdefault(jobs.trial_number(row), {})[row["id"]] = row
-        kept: list[Row] = []
-        for number, twins in by_number.items():
-            known = self._job_ids.get(number)
-            if known is not None and known not in twins:
-                twins.update({row["id"]: row for row in self.gateway.jobs(jobs.trial_tags(self._search), ids=[known])})
-            one = jobs.choose_one(list(twins.values()))
-            others = [row for row in twins.values() if row is not one]
-            if others:
-                logger.warning("Trial %d has two jobs; %d is set aside for %d", number, others[0]["id"], one["id"])
-                jobs.set_aside(self.gateway, self._search, others, {number: one["id"]}, self._clock())
-            self._job_ids[number] = one["id"]
-            kept.append(one)
-        return kept
-
     def _is_news(self, row: Row) -> bool:
         ended = jobs.read_state(row) in (TrialState.DONE, TrialState.FAILED)
         return ended and jobs.trial_number(row) not in self._gathered
@@ -590,32 +497,9 @@ class BalsamEvaluator:
         return outcome
 
     def _note(self, row: Row) -> None:
-        number, updated_s = jobs.trial_number(row), jobs.updated_at(row)
         self._table.put(self._line(row))
-        if jobs.has_left(row):
-            self._between[number] = row
-        else:
-            self._between.pop(number, None)
-        self._seen[row["id"]] = row["last_update"], updated_s
-        if updated_s - _OVERLAP_S > self._since_s:
-            self._since_s = updated_s - _OVERLAP_S
-            moment = datetime.fromisoformat(row["last_update"]) - timedelta(seconds=_OVERLAP_S)
-            self._since = moment.isoformat()
-
-    def _look_from_the_beginning(self) -> None:
-        self._since, self._since_s, self._seen = None, -math.inf, {}
-
-    def _forget_all(self) -> None:
-        """Begin without what an earlier search of this evaluator left."""
-        self._table.clear()
-        self._doubtful = False
-        self._look_again_at = None
-        self._job_ids.clear()
-        self._between.clear()
-        self._look_from_the_beginning()
-
-    def _forget_old(self) -> None:
-        self._seen = {key: seen for key, seen in self._seen.items() if seen[1] >= self._since_s}
+        self._jobs.note(row)
+        self._changes.note(row)
 
     def _line(self, row: Row) -> dict[str, Any]:
         assert self.sites is not None
@@ -677,10 +561,9 @@ class BalsamEvaluator:
         assert self._search is not None
         self._fence()
         withdrawn = []
-        between = list(self._between.values())
-        waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock(), between)
-        self._between.clear()
-        for row in self._changed_rows():  # all of them: this may be the last look before the results are written
+        waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock(), self._jobs.leaving)
+        self._jobs.forget_leaving()
+        for row in self._changes.read():  # all of them: this may be the last look before the results are written
             self._table.put(self._line(row))  # and no more: the next collect must still see what is new
             if row["id"] in waiting and jobs.read_state(row) is TrialState.CANCELLED:
                 withdrawn.append(jobs.trial_number(row))

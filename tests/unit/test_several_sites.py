@@ -428,3 +428,21 @@ def test_wrong_sites_are_refused_before_anything_begins(two: TwoSites, site: str
 def test_a_list_of_names_will_do(two: TwoSites) -> None:
     made = BalsamEvaluator(run, ["theta", "lab"], client_path=two.client_yml)
     assert made.settings["site"] == "theta,lab"
+
+
+def test_a_cut_at_the_site_that_was_left_is_not_forgotten(two: TwoSites) -> None:
+    batch = two.lab.add_allocation(1)
+    two.look()
+    two.submit(0)
+    [job_id] = two.lab.acquire(1)
+    two.lab.time_out(job_id)
+    two.api.jobs[job_id]["session_id"] = None
+    two.look()
+    two.theta.add_allocation(1)
+    two.lab.end_allocation(batch)
+    two.look(4)
+    [job_id] = two.theta.acquire(1)
+    two.theta.finish(job_id, 1.0)
+    assert two.look() == [0]
+    assert two.evaluator.line(0)["m:cut_by_allocations"] == 1
+    assert two.evaluator.line(0)["m:moved_from"] == "lab"
