@@ -281,7 +281,7 @@ class BalsamEvaluator:
         self._zero = record.created_at
         self._table.clear()
         sites = [self._open_site(row, name) for row in self._site_rows]
-        self.sites = SearchSites(self.gateway, sites, self._table, lambda: self.needs.wave)
+        self.sites = SearchSites(self.gateway, sites, self._table, self.needs, lambda: self._clock() - self._zero)
         self._jobs = TrialJobs(self.gateway, name, self.sites, self._clock)
         self._changes = Changes(self.gateway, name)
         return self._read_history(record)

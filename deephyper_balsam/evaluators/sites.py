@@ -14,6 +14,7 @@ from statistics import fmean
 from deephyper_balsam.allocations import Allocations, Work
 from deephyper_balsam.errors import BalsamError, NotLoggedInError, UnreachableError
 from deephyper_balsam.evaluators.limits import StartLimit
+from deephyper_balsam.evaluators.needs import Needs
 from deephyper_balsam.evaluators.table import Table
 from deephyper_balsam.gateway import Gateway, Row
 from deephyper_balsam.jobs import Resources
@@ -26,6 +27,7 @@ PIPELINE_DELAY_S = 6.0
 """From a run's end to the start of the next through Balsam's pipeline, on a stock site (measured: 5 to 6 s)."""
 
 _RECENT_RUNS = 200
+_PATIENCE_RUNS, _DRAIN_RUNS = 5, 3  # mean durations that a trial waits before room is made for it, and for how long
 _LOOK_S = 5.0
 
 
@@ -107,8 +109,10 @@ class SearchSites:
     ----------
     table
         Says how many trials wait and run at each.
-    wave
-        How many trials are worth submitting while no allocation is known.
+    needs
+        What evaluations get.
+    since_begin
+        Seconds since the search began, the clock of the table.
     """
 
     def __init__(
@@ -116,10 +120,12 @@ class SearchSites:
         gateway: Gateway,
         sites: Sequence[SearchSite],
         table: Table,
-        wave: Callable[[], int],
+        needs: Needs,
+        since_begin: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._gateway, self._sites, self._table, self._wave, self._clock = gateway, list(sites), table, wave, clock
+        self._gateway, self._sites, self._table, self._needs = gateway, list(sites), table, needs
+        self._since_begin, self._clock = since_begin, clock
         self._watch = SiteWatch(gateway, {site.row["id"]: site.row for site in sites})
         self._by_app = {app_id: site for site in sites for app_id in site.app_ids}
         self._by_name = {site.name: site for site in sites}
@@ -196,11 +202,26 @@ class SearchSites:
         """Return how many should wait at a site; while nothing runs anywhere, what the queued ones will start with."""
         if site.capacity:
             return site.backlog
-        return 0 if self.capacity or site.gone else site.planned or self._wave()
+        return 0 if self.capacity or site.gone else site.planned or self._needs.wave
 
     def room(self, site: SearchSite) -> int:
         """Return how many trials a site is short of."""
+        if self._must_make_room(site):
+            return 0
         return max(0, site.capacity + self._backlog(site) - self._under_way(site))
+
+    def _must_make_room(self, site: SearchSite) -> bool:
+        """Return whether nothing new is submitted for a while, so that nodes become free together.
+
+        Where configurations differ in size, a launcher starts the smallest first, and a large one would wait for ever
+        behind small ones that keep coming.
+        """
+        since = self._table.waits_since(site.name) if self._needs.fixed is None else None
+        if since is None or not site.durations_s:
+            return False
+        usual_s = fmean(site.durations_s)
+        waited_s = self._since_begin() - since - PIPELINE_DELAY_S
+        return _PATIENCE_RUNS * usual_s < waited_s < (_PATIENCE_RUNS + _DRAIN_RUNS) * usual_s
 
     def _under_way(self, site: SearchSite) -> int:
         return self._table.count(TrialState.READY, TrialState.RUNNING, site=site.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from deephyper_balsam.trial import TrialState
@@ -16,17 +16,22 @@ class Table:
     def __init__(self) -> None:
         self._lines: dict[int, Line] = {}
         self._counts: Counter[tuple[str, TrialState]] = Counter()
+        self._waiting: dict[str, set[int]] = defaultdict(set)  # site -> the numbers of the trials that wait there
 
     def clear(self) -> None:
         """Forget everything."""
         self._lines.clear()
         self._counts.clear()
+        self._waiting.clear()
 
     def put(self, line: Line) -> None:
         """Take in a trial's line, in place of the one before."""
         before = self._lines.get(line["job_id"])
         if before is not None:
             self._counts[_key(before)] -= 1
+            self._waiting[before["m:site"]].discard(line["job_id"])
+        if line["job_status"] == TrialState.READY.value:
+            self._waiting[line["m:site"]].add(line["job_id"])
         self._lines[line["job_id"]] = line
         self._counts[_key(line)] += 1
 
@@ -47,6 +52,11 @@ class Table:
         return sum(
             number for (where, state), number in self._counts.items() if state in states and site in (None, where)
         )
+
+    def waits_since(self, site: str) -> float | None:
+        """Return when the first of the trials that wait at a site was submitted, as ``m:timestamp_submit`` has it."""
+        lines = (self._lines[number] for number in self._waiting[site])
+        return min((line["m:timestamp_submit"] for line in lines if line.get("m:timestamp_submit")), default=None)
 
 
 def _key(line: Line) -> tuple[str, TrialState]:

@@ -224,3 +224,37 @@ def test_the_function_survives_in_balsam_alone(rig: Rig) -> None:
     made, _ = BalsamEvaluator.recorded("s", client_path=rig.client_yml)
     assert made.needs.of({}) == Resources(num_nodes=3)
     assert made.workers == 4
+
+
+def test_room_is_made_for_a_large_one_that_waits_behind_small_ones_but_not_for_ever(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.site.add_allocation(4)
+    rig.evaluator.collect()
+    rig.submit(4, 1, 1, 1)
+    rig.evaluator.collect()
+    assert rig.evaluator.sites is not None
+    [site] = rig.evaluator.sites
+    site.durations_s.append(60.0)
+    began = rig.evaluator._clock()
+    rooms = []
+    for minutes in (1, 4, 6, 7, 9):
+        monkeypatch.setattr(rig.evaluator, "_clock", lambda minutes=minutes: began + 60 * minutes)
+        rig.evaluator._table._counts.clear()  # as if there were room
+        rooms.append(rig.evaluator.room > 0)
+    assert rooms == [True, True, False, False, True]
+
+
+def test_where_all_get_the_same_nobody_makes_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.evaluator.close()
+    rig.another(resources=None)
+    rig.site.add_allocation(4)
+    rig.evaluator.collect()
+    rig.submit(1)
+    rig.evaluator.collect()
+    assert rig.evaluator.sites is not None
+    [site] = rig.evaluator.sites
+    site.durations_s.append(60.0)
+    began = rig.evaluator._clock()
+    monkeypatch.setattr(rig.evaluator, "_clock", lambda: began + 400)
+    assert rig.evaluator.room > 0

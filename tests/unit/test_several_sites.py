@@ -19,6 +19,7 @@ from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.evaluators.sites import SearchSite
+from deephyper_balsam.jobs import Resources
 from deephyper_balsam.trial import Trial, TrialState
 
 pytest_plugins = ["balsam_fixtures"]
@@ -446,3 +447,19 @@ def test_a_cut_at_the_site_that_was_left_is_not_forgotten(two: TwoSites) -> None
     assert two.look() == [0]
     assert two.evaluator.line(0)["m:cut_by_allocations"] == 1
     assert two.evaluator.line(0)["m:moved_from"] == "lab"
+
+
+def test_a_trial_does_not_move_to_a_site_that_is_too_small_for_it(two: TwoSites) -> None:
+    two.evaluator.close()
+    two.another(resources=lambda config: Resources(num_nodes=int(config["x"])))
+    batch = two.lab.add_allocation(8)
+    two.theta.add_allocation(2)
+    two.look()
+    two.submit(1, 2, 4, 8, 9)
+    two.lab.end_allocation(batch)
+    two.look(6)
+    names = {app_id: two.api.sites[app["site_id"]]["name"] for app_id, app in two.api.apps.items()}
+    where = {number: names[row["app_id"]] for number, row in two.api.trials("s").items()}
+    assert (where[4], where[8]) == ("lab", "lab")
+    assert where[1] == "theta"
+    assert "9 nodes, and no allocation gives an evaluation more than 8" in two.evaluator.line(9)["m:failure"]
