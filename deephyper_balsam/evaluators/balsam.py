@@ -520,7 +520,9 @@ class BalsamEvaluator:
     @property
     def room(self) -> int:
         """How many trials the sites are short of; what waits or hangs at one is no reason to starve another."""
-        return 0 if self.sites is None else sum(self.sites.room(site) for site in self.sites)
+        if self.sites is None:
+            return 0
+        return max(0, sum(self.sites.room(site) for site in self.sites) - len(self._jobs.leaving))
 
     @property
     def counts(self) -> dict[TrialState, int]:

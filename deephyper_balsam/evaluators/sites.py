@@ -165,7 +165,7 @@ class SearchSites:
         if any(site.gone for site in self._sites) and self._clock() - self._looked_at >= _LOOK_S:
             self._looked_at = self._clock()
             for site in self._sites:
-                if site.gone and self._table.count(TrialState.RUNNING, site=site.name):
+                if site.gone and self._under_way(site):
                     site.allocations.free_what_silent_launchers_hold(now)
 
     def _bear(self, site: SearchSite, call: Callable[[], None]) -> None:

@@ -262,6 +262,7 @@ def test_a_trial_on_its_way_is_withdrawn_like_one_that_waits(two: TwoSites) -> N
     moved(two)
     two.look()
     assert [number for number, row in two.api.trials("s").items() if jobs.has_left(row)] == [0, 1]
+    assert two.evaluator.room == 0  # theirs
     assert sorted(two.evaluator.cancel()) == [0, 1, 2, 3]
     two.look(3)
     assert two.evaluator.counts[TrialState.CANCELLED] == 4
