@@ -522,7 +522,7 @@ class BalsamEvaluator:
         """How many trials the sites are short of; what waits or hangs at one is no reason to starve another."""
         if self.sites is None:
             return 0
-        return max(0, sum(self.sites.room(site) for site in self.sites) - len(self._jobs.leaving))
+        return max(0, sum(self.sites.room(site) for site in self.sites) - self._jobs.on_their_way)
 
     @property
     def counts(self) -> dict[TrialState, int]:

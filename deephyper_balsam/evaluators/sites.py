@@ -248,16 +248,18 @@ class SearchSites:
 
         return max(fitting, key=rank)
 
-    def idle(self) -> list[tuple[SearchSite, int]]:
-        """Return the sites at which trials wait and nothing runs, with how many others have room for."""
-        if len(self._sites) < 2:
+    def idle(self) -> list[SearchSite]:
+        """Return the sites at which trials wait and nothing runs, while something runs at another."""
+        if not self.capacity:
             return []
-        room = sum(self.room(site) for site in self._sites if site.capacity)
         return [
-            (site, room)
-            for site in self._sites
-            if room and not site.capacity and self._table.count(TrialState.READY, site=site.name)
+            site for site in self._sites if not site.capacity and self._table.count(TrialState.READY, site=site.name)
         ]
+
+    @property
+    def room_where_runs(self) -> int:
+        """How many trials the sites are short of at which something runs."""
+        return sum(self.room(site) for site in self._sites if site.capacity)
 
     @property
     def largest_nodes(self) -> int:

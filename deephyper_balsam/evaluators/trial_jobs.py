@@ -27,6 +27,7 @@ class TrialJobs:
         self._look_again_at: float | None = None
         self._leaving: dict[int, Row] = {}  # trial number -> the job that it had at the site it left
         self._may_leave = True
+        self._to_leave = 0  # how many more wait where nothing runs, and could go elsewhere
 
     # --- making them ---------------------------------------------------------------------------------------------
 
@@ -85,6 +86,11 @@ class TrialJobs:
             self._leaving.pop(jobs.trial_number(row), None)
 
     @property
+    def on_their_way(self) -> int:
+        """How many trials come to a site from another one, now or as soon as there is room: before new ones."""
+        return len(self._leaving) + self._to_leave
+
+    @property
     def leaving(self) -> list[Row]:
         """The jobs of trials that have left a site, and have no other job yet."""
         return list(self._leaving.values())
@@ -104,14 +110,19 @@ class TrialJobs:
         if self._leaving:
             self._settle(cuts)
             return
-        for site, room in self._sites.idle() if self._may_leave else ():
+        if not self._may_leave:
+            return
+        self._to_leave, room = 0, self._sites.room_where_runs
+        for site in self._sites.idle():
             waiting = jobs.waiting_at(self._gateway, self._search, site.app_ids, abandoned=site.gone)
-            leaving = [row for row in waiting if self._fits_elsewhere(row, site)][:room]
+            movable = [row for row in waiting if self._fits_elsewhere(row, site)]
+            leaving = movable[:room]
+            self._to_leave += len(movable) - len(leaving)
+            room -= len(leaving)
             if leaving:
                 self._may_leave = False  # until a look has shown which of them have left
                 jobs.leave_site(self._gateway, self._search, leaving, site.name, self._clock())
                 logger.info("Nothing runs at %s: %d waiting trials go to another site", site.name, len(leaving))
-                return
 
     def _fits_elsewhere(self, row: Row, here: SearchSite) -> bool:
         needs = Resources(num_nodes=row["num_nodes"])

@@ -464,3 +464,21 @@ def test_a_trial_does_not_move_to_a_site_that_is_too_small_for_it(two: TwoSites)
     assert (where[4], where[8]) == ("lab", "lab")
     assert where[1] == "theta"
     assert "9 nodes, and no allocation gives an evaluation more than 8" in two.evaluator.line(9)["m:failure"]
+
+
+def test_what_waits_where_nothing_runs_comes_before_anything_new(two: TwoSites) -> None:
+    batch = two.lab.add_allocation(2)
+    two.theta.add_allocation(2)
+    two.look()
+    while two.fill():
+        pass
+    assert two.where() == {"lab": 4, "theta": 4}
+    two.lab.end_allocation(batch)
+    two.look(2)
+    for expected in ({"lab": 3, "theta": 4}, {"lab": 2, "theta": 4}):
+        [job_id] = two.theta.acquire(1)
+        two.theta.finish(job_id, 1.0)
+        for _ in range(4):
+            two.look()
+            assert two.fill() == 0
+        assert two.where() == expected
