@@ -66,6 +66,11 @@ class AllocationRequest:
         if self.job_mode not in ("mpi", "serial"):
             raise InputError(f"`job_mode` must be 'mpi' or 'serial', but got {self.job_mode!r}.")
 
+    @property
+    def most_nodes(self) -> int:
+        """How many nodes one evaluation can get in it."""
+        return 1 if self.job_mode == "serial" else self.nodes
+
 
 Requests = AllocationRequest | Mapping[str, AllocationRequest | None] | None
 """What to ask for: the same at every site, or for each site by its name; None: nothing."""
@@ -244,7 +249,7 @@ class Allocations:
         """How many nodes one evaluation can get at most, of what is asked for or alive; None: nothing is known."""
         sizes = [1 if row["job_mode"] == "serial" else row["num_nodes"] for row in self._alive]
         if self.request is not None:
-            sizes.append(1 if self.request.job_mode == "serial" else self.request.nodes)
+            sizes.append(self.request.most_nodes)
         return max(sizes, default=None)
 
     def left_s(self, row: Row) -> float:

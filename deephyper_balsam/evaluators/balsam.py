@@ -113,6 +113,7 @@ class BalsamEvaluator:
         for request in self._requests.values():
             if request is not None:
                 limits.check_fits(self._asked_min, eval_timeout, request.wall_time_min)
+                self.needs.check_fits(request.most_nodes)
         self.spec = dict(run) if isinstance(run, Mapping) else resolve_run(run)
         self.eval_timeout_s = eval_timeout
         self.gateway = Gateway(client_path)

@@ -72,6 +72,26 @@ class Needs:
             raise InputError(f"its resources must be a Resources, but the function returned {found!r}")
         return found
 
+    def check_fits(self, most_nodes: int) -> None:
+        """Refuse what no evaluation can get, where all get the same.
+
+        Parameters
+        ----------
+        most_nodes
+            Of one evaluation in the allocations that are asked for.
+
+        Raises
+        ------
+        InputError
+            The message says how large the allocation must be.
+        """
+        if self.fixed is not None and self.fixed.num_nodes > most_nodes:
+            needed = self.fixed.num_nodes
+            raise InputError(
+                f"An evaluation takes {needed} nodes, and the allocation that is asked for gives it at most {most_nodes}: "
+                f"nothing would ever start. Ask for --nodes {needed} or more, in job mode mpi."
+            )
+
     def note(self, num_nodes: int, evals_per_node: int) -> None:
         """Say what a trial that was submitted gets: by what the last ones got, `slots` reckons."""
         self._shares.append(num_nodes / evals_per_node)

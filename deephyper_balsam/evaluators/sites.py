@@ -227,7 +227,7 @@ class SearchSites:
         return self._table.count(TrialState.READY, TrialState.RUNNING, site=site.name)
 
     def best_for(self, needs: Resources, placed: Mapping[str, int]) -> SearchSite | None:
-        """Return where a trial goes; None when no allocation anywhere is large enough.
+        """Return where a trial goes; None when its configuration asks for more than any allocation has.
 
         First where something runs and has a free place, then where something runs and little waits, then where an
         allocation waits in the queue.
@@ -238,6 +238,8 @@ class SearchSites:
             How many more were placed just now, by the site's name.
         """
         fitting = [site for site in self._sites if site.fits(needs)]
+        if not fitting and self._needs.fixed is not None:
+            fitting = self._sites  # no fault of this configuration: it waits for a larger allocation
         if len(fitting) < 2:
             return next(iter(fitting), None)
 

@@ -258,3 +258,18 @@ def test_where_all_get_the_same_nobody_makes_room(rig: Rig, monkeypatch: pytest.
     began = rig.evaluator._clock()
     monkeypatch.setattr(rig.evaluator, "_clock", lambda: began + 400)
     assert rig.evaluator.room > 0
+
+
+def test_fixed_resources_that_the_allocation_cannot_give_are_refused_and_an_alien_one_is_no_failure(rig: Rig) -> None:
+    for request in (AllocationRequest(1), AllocationRequest(8, job_mode="serial")):
+        with pytest.raises(InputError, match=r"takes 2 nodes, and the allocation .* at most 1: .* --nodes 2 or more"):
+            BalsamEvaluator(
+                run, "lab", resources=Resources(num_nodes=2), allocation=request, client_path=rig.client_yml
+            )
+    rig.evaluator.close()
+    rig.another(resources=Resources(num_nodes=2))
+    rig.site.add_allocation(1)
+    rig.evaluator.collect()
+    rig.submit(2)
+    assert rig.evaluator.collect() == []
+    assert rig.evaluator.counts[TrialState.READY] == 1
