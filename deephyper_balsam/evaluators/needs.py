@@ -88,8 +88,8 @@ class Needs:
         if self.fixed is not None and self.fixed.num_nodes > most_nodes:
             needed = self.fixed.num_nodes
             raise InputError(
-                f"An evaluation takes {needed} nodes, and the allocation that is asked for gives it at most {most_nodes}: "
-                f"nothing would ever start. Ask for --nodes {needed} or more, in job mode mpi."
+                f"An evaluation takes {needed} nodes, and the allocation that is asked for gives it at most "
+                f"{most_nodes}: nothing would ever start. Ask for --nodes {needed} or more, in job mode mpi."
             )
 
     def note(self, num_nodes: int, evals_per_node: int) -> None:
