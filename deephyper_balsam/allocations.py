@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
 from deephyper_balsam.gateway import Gateway, Row, parse_time
-from deephyper_balsam.jobs import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ _SAY_AGAIN_S = 300.0
 _AHEAD_SHARE = 0.1  # of the wall time, the next one is asked for ahead, before the queue's own time is known
 _AHEAD_S = 120.0
 _AHEAD_LEAST_S = 10.0
+SILENT_LAUNCHER_S = 150.0
+"""A launcher gives a sign of life once a minute; Balsam itself waits five."""
+
 _OUTPUTS = ("*_mode_*.log*", "*_mode_*.out")
 
 
@@ -63,6 +66,53 @@ class AllocationRequest:
         if self.job_mode not in ("mpi", "serial"):
             raise InputError(f"`job_mode` must be 'mpi' or 'serial', but got {self.job_mode!r}.")
 
+    @property
+    def most_nodes(self) -> int:
+        """How many nodes one evaluation can get in it."""
+        return 1 if self.job_mode == "serial" else self.nodes
+
+
+Requests = AllocationRequest | Mapping[str, AllocationRequest | None] | None
+"""What to ask for: the same at every site, or for each site by its name; None: nothing."""
+
+
+def by_site(asked: Requests, sites: Sequence[str]) -> dict[str, AllocationRequest | None]:
+    """Return what to ask for at each of `sites`; a site that is not named asks for nothing.
+
+    Raises
+    ------
+    InputError
+        A name is no site of the search.
+    """
+    if not isinstance(asked, Mapping):
+        return dict.fromkeys(sites, asked)
+    check_sites(asked, sites, "`allocation`")
+    return {site: asked.get(site) for site in sites}
+
+
+def check_sites(named: Iterable[str], sites: Sequence[str], what: str) -> None:
+    """Refuse names that are no sites of the search; `what` gave them."""
+    unknown = [name for name in named if name not in sites]
+    if unknown:
+        raise InputError(
+            f"{what} names {', '.join(map(repr, unknown))}, which is no site of this search; its sites are "
+            f"{', '.join(sites)}."
+        )
+
+
+def to_record(requests: Mapping[str, AllocationRequest | None]) -> dict[str, Any] | None:
+    """Return what the record of a search keeps of its requests: one for its only site, else by the site's name."""
+    plain = {site: None if one is None else asdict(one) for site, one in requests.items()}
+    if len(plain) == 1:
+        return next(iter(plain.values()))
+    return plain if any(plain.values()) else None
+
+
+def from_record(recorded: Mapping[str, Any] | None, sites: Sequence[str]) -> dict[str, AllocationRequest | None]:
+    """Return the requests of a search from what its record keeps."""
+    plain = dict.fromkeys(sites, recorded) if len(sites) == 1 else recorded or {}
+    return {site: AllocationRequest(**one) if (one := plain.get(site)) else None for site in sites}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -81,7 +131,18 @@ class Work:
 
 
 class Allocations:
-    """Watches the BatchJobs at the sites of one search, keeps as many as wanted, clears up after dead launchers.
+    """Watches the BatchJobs of one search at one site, keeps as many as wanted, clears up after dead launchers.
+
+    Parameters
+    ----------
+    site
+        The site's row.
+    tags
+        What BatchJobs may ask of jobs, to run those of this search.
+    slots
+        How many evaluations an allocation of so many nodes runs at once.
+    request
+        What to ask for; None: nothing.
 
     Attributes
     ----------
@@ -92,19 +153,19 @@ class Allocations:
     def __init__(
         self,
         gateway: Gateway,
-        sites: Mapping[int, Row],
+        site: Row,
         tags: Mapping[str, str],
-        resources: Resources,
+        slots: Callable[[int], int],
         request: AllocationRequest | None,
         *,
         refresh_s: float = 3.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._gateway = gateway
-        self._sites = dict(sites)
+        self._site = dict(site)
         self._tags = dict(tags)
-        self._resources = resources
-        self._request = request
+        self._slots_of = slots
+        self.request = request
         self._refresh_s = refresh_s
         self._clock = clock
         self._refreshed_at = -1e9
@@ -129,7 +190,7 @@ class Allocations:
         """Look at the BatchJobs again, if the last look is old enough."""
         if self._clock() - self._refreshed_at < self._refresh_s:
             return
-        rows = [row for row in self._gateway.batch_jobs(self._sites) if self._may_run_ours(row)]
+        rows = [row for row in self._gateway.batch_jobs([self._site["id"]]) if self._may_run_ours(row)]
         self._alive = [row for row in rows if row["state"] in _ALIVE]
         first = not self._known and self._refreshed_at < 0
         now = self._refreshed_at = self._clock()
@@ -168,20 +229,28 @@ class Allocations:
         return sum(self._slots(row) for row in self._alive if row["state"] == "running")
 
     def _slots(self, row: Row) -> int:
-        return self._resources.slots(row["num_nodes"])
+        return self._slots_of(row["num_nodes"])
 
     @property
     def wall_time_s(self) -> float | None:
         """The time of an allocation: the longest of those that are alive, else what is asked for; None: unknown."""
         minutes = [row["wall_time_min"] for row in self._alive]
-        if not minutes and self._request is not None:
-            minutes = [self._request.wall_time_min]
+        if not minutes and self.request is not None:
+            minutes = [self.request.wall_time_min]
         return 60.0 * max(minutes) if minutes else None
 
     @property
     def planned(self) -> int:
         """How many trials the allocations that wait in the scheduler's queue will run at once."""
         return sum(self._slots(row) for row in self._alive if row["state"] != "running")
+
+    @property
+    def largest_nodes(self) -> int | None:
+        """How many nodes one evaluation can get at most, of what is asked for or alive; None: nothing is known."""
+        sizes = [1 if row["job_mode"] == "serial" else row["num_nodes"] for row in self._alive]
+        if self.request is not None:
+            sizes.append(self.request.most_nodes)
+        return max(sizes, default=None)
 
     def left_s(self, row: Row) -> float:
         """Return how many seconds of its wall time an allocation has left; one that waits has all of them."""
@@ -194,32 +263,30 @@ class Allocations:
 
         Where one follows, new trials wait for it in the queue.
         """
-        if self._request is not None or len([row for row in self._alive if row["state"] != "running"]):
+        if self.request is not None or len([row for row in self._alive if row["state"] != "running"]):
             return 0
         return sum(self._slots(row) for row in self._alive if self.left_s(row) < needed_s)
 
     @property
     def notice(self) -> str | None:
         """What a person should know, if there is something: no allocation, or one that still waits."""
-        names = ", ".join(site["name"] for site in self._sites.values())
+        name = self._site["name"]
         if not self._alive:
-            if self._request is not None:
-                return f"no allocation is alive at {names}: the next one is asked for"
+            if self.request is not None:
+                return f"no allocation is alive at {name}: the next one is asked for"
             return (
-                f"no allocation is alive at {names}: nothing starts until there is one "
+                f"no allocation is alive at {name}: nothing starts until there is one "
                 "(give --nodes, or `balsam queue submit`)"
             )
         if not self.capacity:
-            return (
-                f"waiting for an allocation at {names} (BatchJob {self._alive[0]['id']} is {self._alive[0]['state']})"
-            )
+            return f"waiting for an allocation at {name} (BatchJob {self._alive[0]['id']} is {self._alive[0]['state']})"
         return None
 
     def _say_notice(self, now: float) -> None:
         """Log the notice when it changes, and again every few minutes."""
         said, said_at = self._said
         if self.notice != said or (self.notice and now - said_at >= _SAY_AGAIN_S):
-            if self.notice and (self._alive or self._request is None):  # else one is asked for in a moment
+            if self.notice and (self._alive or self.request is None):  # else one is asked for in a moment
                 level = logging.INFO if self._alive else logging.WARNING
                 logger.log(level, "%s", self.notice[0].upper() + self.notice[1:])
             self._said = (self.notice, now)
@@ -238,10 +305,10 @@ class Allocations:
         BalsamError
             When the scheduler refuses.
         """
-        if self._request is None or self._refreshed_at < 0 or not self._is_wanted(self._request, work or Work()):
+        if self.request is None or self._refreshed_at < 0 or not self._is_wanted(self.request, work or Work()):
             return
-        site = next(iter(self._sites.values()))
-        request = self._request
+        site = self._site
+        request = self.request
         optional = dict(request.optional_params)
         if self.avoid and "exclude" in (site.get("optional_batch_job_params") or {}):
             optional["exclude"] = ",".join(self.avoid)
@@ -329,8 +396,7 @@ class Allocations:
         script = info.get("submit_script")
         if not script:
             return "nothing is known of it"
-        site = next((site for site in self._sites.values() if site["id"] == row["site_id"]), {})
-        log_folder = Path(str(site.get("path", ""))) / "log"
+        log_folder = Path(str(self._site.get("path", ""))) / "log"
         output = Path(script).with_suffix(".output")
         logs = [path for path in (output, *_launchers_logs(log_folder, _began_at(row))) if path.is_file()]
         if not logs:
@@ -355,6 +421,25 @@ class Allocations:
                 )
         self._orphaned = {session_id: session["heartbeat"] for session_id, session in held.items()}
         self._ended = ended
+
+    def free_what_silent_launchers_hold(self, now: float) -> None:
+        """Take the sessions of launchers without a sign of life, where no agent is left to say that they ended.
+
+        Parameters
+        ----------
+        now
+            The server's clock.
+        """
+        for session in self._gateway.sessions():
+            silent_s = now - parse_time(session["heartbeat"])
+            if session["site_id"] == self._site["id"] and session.get("batch_job_id") and silent_s > SILENT_LAUNCHER_S:
+                self._gateway.end_session(session["id"])
+                logger.warning(
+                    "The launcher of BatchJob %d at %s gave no sign for %.0f s: what it ran starts again elsewhere",
+                    session["batch_job_id"],
+                    self._site["name"],
+                    silent_s,
+                )
 
     @property
     def owned(self) -> bool:

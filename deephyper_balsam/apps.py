@@ -92,6 +92,25 @@ def resolve_run(target: str | Callable[..., Any]) -> Spec:
     }
 
 
+def resolve_resources(target: str | Callable[..., Any]) -> Spec:
+    """Return the spec of a function from configurations to `Resources`, after loading it once here.
+
+    Parameters
+    ----------
+    target
+        As in `resolve_problem`, with ``resources`` as the name inside and `resources.py` in a folder; or the function
+        itself.
+    """
+    if callable(target):
+        return _spec_of_callable(target, "the configuration")
+    full, search_path = _locate(target, file="resources.py", attribute="resources")
+    found = load_object(full, search_path)
+    if not callable(found):
+        raise TargetError(f"{full} is {type(found).__name__}; a function that takes a configuration is needed.")
+    _check_signature(found, full, "the configuration")
+    return {"kind": "function", "target": full, "search_path": search_path}
+
+
 def _locate(target: str, file: str, attribute: str) -> tuple[str, list[str]]:
     """Return `target` in full, ``place:attribute``, and the folders its module was found through."""
     place, colon, named = target.partition(":")
@@ -136,22 +155,22 @@ def _module_search_path(target: str, module: str) -> list[str]:
     return []
 
 
-def _check_signature(function: Callable[..., Any], target: str) -> None:
+def _check_signature(function: Callable[..., Any], target: str, what: str = "the job") -> None:
     try:
         inspect.signature(function).bind(None)
     except TypeError:
         raise TargetError(
-            f"{target} must take one argument, the job, but its signature is {inspect.signature(function)}."
+            f"{target} must take one argument, {what}, but its signature is {inspect.signature(function)}."
         ) from None
     except ValueError:  # a built-in without a signature: the first call will tell
         return
 
 
-def _spec_of_callable(function: Callable[..., Any]) -> Spec:
+def _spec_of_callable(function: Callable[..., Any], what: str = "the job") -> Spec:
     name = getattr(function, "__qualname__", type(function).__name__)
     module = inspect.getmodule(function)
     file = getattr(module, "__file__", None)
-    _check_signature(function, name)
+    _check_signature(function, name, what)
     # Only what the module itself calls so: a partial, or an object that can be called, goes by value
     if module is not None and module.__name__ != "__main__" and file and getattr(module, name, None) is function:
         root = Path(file).resolve().parents[module.__name__.count(".") + (Path(file).name == "__init__.py")]

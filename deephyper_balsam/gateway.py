@@ -201,9 +201,11 @@ class Gateway:
         for batch in _batches(changes, _BULK_ROWS):
             self._call("PATCH", "jobs/", body=batch)
 
-    def retag_job(self, job_id: int, tags: Mapping[str, str], data: Mapping[str, Any]) -> None:
-        """Replace the tags and the `data` of one job."""
-        self._call("PATCH", "jobs/", body=[{"id": job_id, "tags": tags, "data": data}])
+    def retag_jobs(self, changes: Mapping[int, tuple[Mapping[str, str], Mapping[str, Any]]]) -> None:
+        """Replace the tags and the `data` of jobs: id -> (tags, data)."""
+        rows = [{"id": job_id, "tags": tags, "data": data} for job_id, (tags, data) in changes.items()]
+        for batch in _batches(rows, _BULK_ROWS):
+            self._call("PATCH", "jobs/", body=batch)
 
     def restart_jobs(self, data_by_id: Mapping[int, Mapping[str, Any]], message: str) -> None:
         """Give jobs in a final state back to the launchers, with new `data` and without what Balsam kept of the run.

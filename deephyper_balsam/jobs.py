@@ -9,7 +9,11 @@ parameters, and in `data`:
 - ``tries``: earlier runs that ended by the machine's fault (reason, host, start, end), written by the driver as it lets
   the trial run once more (see `deephyper_balsam.faults`);
 - ``gathered``: when the driver took the result in, as the how-manieth, and how often an allocation had cut the run;
-- ``cancelled``: when the driver withdrew it.
+- ``cancelled``: when the driver withdrew it;
+- ``moved``: when and from where the driver took it to another site; the job is FAILED then, and the trial waits, until
+  the job made for it elsewhere stands for it (this one is set aside);
+- ``moved_from``: the sites that a trial was taken from before it came to this one;
+- ``cuts_before``: how often allocations cut its run there.
 
 The run writes ``result`` only, into a job that a launcher holds; the driver the rest, into others, or once the result
 is in: whoever writes replaces `data` whole.
@@ -55,6 +59,8 @@ _STATES = {
 
 _FINAL = tuple(name for name, state in _STATES.items() if state.is_final)
 _RUNNABLE = ("PREPROCESSED", "RESTART_READY")
+_LEAVABLE = (*WAITING_STATES, "RUN_TIMEOUT")
+_COPIED = ("num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core", "gpus_per_rank", "launch_params")
 _NOT_FINAL = tuple(name for name, state in _STATES.items() if not state.is_final)
 _LOOK_S = 0.5
 
@@ -112,10 +118,16 @@ def trial_tags(search: str) -> dict[str, str]:
 
 
 def trial_job(
-    trial: Trial, search: str, app_id: int, resources: Resources, asked_at: float, eval_timeout_s: float | None
+    trial: Trial,
+    search: str,
+    app_id: int,
+    resources: Resources,
+    asked_at: float,
+    eval_timeout_s: float | None,
+    **data: Any,
 ) -> Row:
-    """Return the job of a trial, ready to be created."""
-    data: dict[str, Any] = {"asked": {**asdict(trial.origin), "at": asked_at}}
+    """Return the job of a trial, ready to be created; `data` is what it holds besides."""
+    data = {"asked": {**asdict(trial.origin), "at": asked_at}, **data}
     if eval_timeout_s:
         data["eval_timeout_s"] = eval_timeout_s
     needs = asdict(resources)
@@ -161,6 +173,8 @@ def read_state(row: Row) -> TrialState:
         return TrialState.FAILED if read_outcome(row)["objective"] is None else TrialState.DONE
     if state is TrialState.FAILED and "cancelled" in row["data"]:
         return TrialState.CANCELLED
+    if has_left(row):
+        return TrialState.READY
     return state
 
 
@@ -189,6 +203,8 @@ def runs_again(row: Row) -> bool:
     """Return whether a trial's run ended by the machine's fault and is to be run once more."""
     data = row["data"]
     if "gathered" in data or "cancelled" in data or ("result" not in data and row["state"] not in _FINAL):
+        return False
+    if has_left(row):
         return False
     return faults.runs_again(read_outcome(row), len(earlier_tries(row)))
 
@@ -255,6 +271,8 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     line["m:failure"] = outcome.get("failure") or (NEVER_STARTED if state is TrialState.CANCELLED else None)
     if earlier_tries(row):
         line["m:retried_after"] = "; ".join(_said_of(earlier) for earlier in earlier_tries(row))
+    if data.get("moved_from"):
+        line["m:moved_from"] = "; ".join(data["moved_from"])
     if data.get("gathered", {}).get("cuts"):
         line["m:cut_by_allocations"] = data["gathered"]["cuts"]
     for name, value in (outcome.get("metadata") or {}).items():
@@ -264,26 +282,101 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
 
 
 def choose_one(rows: Sequence[Row]) -> Row:
-    """Return which of several jobs of one trial stands for it: one taken in, with a result, that runs, the oldest."""
+    """Return which of several jobs of one trial stands for it.
 
-    def rank(row: Row) -> tuple[bool, bool, bool, int]:
+    One taken in, with a result, that was not taken to another site, that runs, the oldest.
+    """
+
+    def rank(row: Row) -> tuple[bool, bool, bool, bool, int]:
         has_result = "result" in row["data"] or read_state(row) is TrialState.DONE
-        return "gathered" not in row["data"], not has_result, row["state"] in WAITING_STATES, int(row["id"])
+        waits = row["state"] in WAITING_STATES
+        return "gathered" not in row["data"], not has_result, has_left(row), waits, int(row["id"])
 
     return min(rows, key=rank)
 
 
-def set_aside(gateway: Gateway, search: str, row: Row, kept_id: int, now: float) -> None:
-    """Take a job out of its search, because another one stands for its trial.
+def set_aside(gateway: Gateway, search: str, rows: Iterable[Row], kept: Mapping[int, int], now: float) -> None:
+    """Take jobs out of their search, because other ones stand for their trials.
 
-    That a trial has two happens when the answer to their creation was lost and the driver died, or looked too early.
-    The job loses the tag ``search`` and says why in ``data["set_aside"]``; if it waits, it never runs. A run of it that
-    is under way ends by itself, and nobody counts it.
+    That a trial has two happens when it was taken to another site, and when the answer to their creation was lost and
+    the driver died, or looked too early. The job loses the tag ``search`` and says why in ``data["set_aside"]``; if it
+    waits, it never runs. A run of it that is under way ends by itself, and nobody counts it.
+
+    Parameters
+    ----------
+    kept
+        The id of the job that stands for the trial, by the trial's number.
     """
-    tags = {"set_aside": search, "trial": row["tags"]["trial"]}
-    why = f"job {kept_id} stands for the same trial"
-    gateway.retag_job(row["id"], tags, {**row["data"], "set_aside": {"at": now, "why": why, "kept": kept_id}})
-    gateway.move_jobs(tags, WAITING_STATES, "FAILED", why, [row["id"]])
+    changes, waiting = {}, []
+    for row in rows:
+        kept_id = kept[trial_number(row)]
+        tags = {"set_aside": search, "trial": row["tags"]["trial"]}
+        why = {"at": now, "why": f"job {kept_id} stands for the same trial", "kept": kept_id}
+        changes[row["id"]] = (tags, {**row["data"], "set_aside": why})
+        if row["state"] != "FAILED":
+            waiting.append(row["id"])
+    gateway.retag_jobs(changes)
+    if waiting:
+        why_all = "another job stands for the same trial"
+        gateway.move_jobs({"set_aside": search}, WAITING_STATES, "FAILED", why_all, waiting)
+
+
+# --- from one site to another ----------------------------------------------------------------------------------------
+#
+# A job cannot change its application, and that belongs to a site. So the job is first ended, then another is made for
+# the same trial, then the first is set aside. After each step the jobs alone say what is left to be done.
+
+
+def has_left(row: Row) -> bool:
+    """Return whether a job was ended to take its trial to another site: the trial waits, and needs another job."""
+    data = row["data"]
+    return row["state"] == "FAILED" and "moved" in data and "result" not in data and "cancelled" not in data
+
+
+def waiting_at(gateway: Gateway, search: str, app_ids: Iterable[int], *, abandoned: bool) -> list[Row]:
+    """Return the jobs of a search that wait at a site and that nothing holds; the oldest first.
+
+    Parameters
+    ----------
+    app_ids
+        The applications of the site.
+    abandoned
+        No agent works there: what its processes held, and what a launcher was cut in, is free too.
+    """
+    apps = set(app_ids)
+    rows = gateway.jobs(trial_tags(search), states=_LEAVABLE if abandoned else WAITING_STATES)
+
+    def is_held(row: Row) -> bool:
+        return bool(row.get("session_id")) and (row["state"] in _RUNNABLE or not abandoned)
+
+    return [row for row in rows if row["app_id"] in apps and "result" not in row["data"] and not is_held(row)]
+
+
+def leave_site(gateway: Gateway, search: str, rows: Sequence[Row], site: str, now: float) -> None:
+    """End jobs that wait at a site, so that their trials can go to another one; what began meanwhile goes on."""
+    moved = {"at": now, "from": site}
+    gateway.write_data({row["id"]: {**row["data"], "moved": moved} for row in rows})
+    why = f"nothing runs at {site}: it goes to another site"
+    gateway.move_jobs(trial_tags(search), _LEAVABLE, "FAILED", why, [row["id"] for row in rows])
+
+
+def job_elsewhere(row: Row, app_id: int, wall_time_min: int, cuts: int) -> Row:
+    """Return the job of the same trial at another site, ready to be created; `cuts` by allocations came before."""
+    kept = {key: row["data"][key] for key in ("asked", "eval_timeout_s", "tries", "own_minutes") if key in row["data"]}
+    cuts += row["data"].get("cuts_before", 0)
+    if cuts:
+        kept["cuts_before"] = cuts
+    moved_from = [*row["data"].get("moved_from", ()), row["data"]["moved"]["from"]]
+    return {
+        "app_id": app_id,
+        "workdir": row["workdir"],
+        "tags": row["tags"],
+        "serialized_parameters": row["serialized_parameters"],
+        "data": {**kept, "moved_from": moved_from},
+        "node_packing_count": row["node_packing_count"],
+        "wall_time_min": row["wall_time_min"] if "own_minutes" in kept else wall_time_min,
+        **{name: row[name] for name in _COPIED},
+    }
 
 
 def _said_of(earlier: Mapping[str, Any]) -> str:
@@ -320,8 +413,21 @@ def settle(gateway: Gateway, search: str, patience_s: float, sleep: Callable[[fl
     gateway.move_jobs(tags, _NOT_FINAL, "JOB_FINISHED", RESULT_IS_IN, open_ids)
 
 
-def withdraw_waiting(gateway: Gateway, search: str, now: float) -> set[int]:
+def finish_answered(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:
+    """Finish jobs whose result is in before any node was asked (a configuration that no allocation can run)."""
+    ids = [row["id"] for row in rows if row["state"] in WAITING_STATES and not row.get("session_id")]
+    if ids:
+        gateway.move_jobs(trial_tags(search), WAITING_STATES, "JOB_FINISHED", RESULT_IS_IN, ids)
+
+
+def withdraw_waiting(gateway: Gateway, search: str, now: float, between: Sequence[Row] = ()) -> set[int]:
     """Withdraw the trials of a search that no node has begun; the ids of their jobs.
+
+    Parameters
+    ----------
+    between
+        Jobs of trials on their way to another site (`has_left`).
+
 
     What a launcher already holds is left to it: its next word about the job would come after ours. A run that began in
     between goes on, and its result counts.
@@ -332,9 +438,11 @@ def withdraw_waiting(gateway: Gateway, search: str, now: float) -> set[int]:
         for row in gateway.jobs(tags, states=WAITING_STATES)
         if "result" not in row["data"] and not (row["state"] in _RUNNABLE and row.get("session_id"))
     }
-    if rows:
-        gateway.write_data({job_id: {**row["data"], "cancelled": now} for job_id, row in rows.items()})
-        gateway.move_jobs(tags, WAITING_STATES, "FAILED", NEVER_STARTED, list(rows))
+    waiting = list(rows)
+    rows.update({row["id"]: row for row in between})
+    gateway.write_data({job_id: {**row["data"], "cancelled": now} for job_id, row in rows.items()})
+    if waiting:
+        gateway.move_jobs(tags, WAITING_STATES, "FAILED", NEVER_STARTED, waiting)
     return set(rows)
 
 

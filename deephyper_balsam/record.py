@@ -8,11 +8,11 @@ has notes of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deephyper_balsam.errors import SearchExistsError, UnknownSearchError
+from deephyper_balsam.errors import InputError, SearchExistsError, UnknownSearchError
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.notes import read_notes, write_note
 
@@ -25,6 +25,25 @@ class SearchRecord:
     job_id: int
     created_at: float
     settings: dict[str, Any]
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of its sites."""
+        return site_names(self.settings["site"])
+
+
+def site_names(sites: str | Sequence[str]) -> list[str]:
+    """Return the names of sites that are given as one name, several with commas between them, or a list.
+
+    Raises
+    ------
+    InputError
+        There is none, or one is named twice.
+    """
+    names = [name.strip() for name in (sites.split(",") if isinstance(sites, str) else sites)]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise InputError(f"Sites are one name, or several different ones with commas between them, but got {sites!r}.")
+    return names
 
 
 def find_record(gateway: Gateway, name: str) -> SearchRecord:

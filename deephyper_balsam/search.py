@@ -37,7 +37,7 @@ from deephyper_balsam.trial import Config, Result, TrialState
 if TYPE_CHECKING:
     import pandas as pd
 
-    from deephyper_balsam.allocations import AllocationRequest
+    from deephyper_balsam.allocations import Requests
     from deephyper_balsam.optimizers.base import Optimizer
     from deephyper_balsam.orders import Order
 
@@ -220,7 +220,7 @@ class Search:
         name: str,
         *,
         log_dir: str | Path = ".",
-        allocation: AllocationRequest | None = None,
+        allocation: Requests = None,
         client_path: str | Path | None = None,
         poll_s: float = 0.5,
     ) -> Search:
@@ -552,7 +552,7 @@ class Search:
     def _fill(self, optimizer: Optimizer) -> None:
         counts = self.evaluator.counts
         under_way = counts[TrialState.RUNNING] + counts[TrialState.READY]
-        wanted = self.evaluator.capacity + self.evaluator.backlog - under_way
+        wanted = self.evaluator.room
         if self._budget.max_evals is not None:
             ever = under_way + counts[TrialState.DONE] + counts[TrialState.FAILED]
             wanted = min(wanted, self._budget.max_evals - ever)

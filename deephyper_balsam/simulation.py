@@ -119,7 +119,7 @@ def simulate(
         if arrived:
             optimizer.tell(arrived)
         told = timer()
-        wanted = evaluator.capacity + evaluator.backlog - evaluator.under_way
+        wanted = evaluator.room
         if max_evals is not None:
             wanted = min(wanted, max_evals - asked)
         trials = optimizer.ask(wanted) if wanted > 0 else []

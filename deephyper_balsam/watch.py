@@ -15,7 +15,13 @@ _UNKNOWN_SILENT_S = 150.0  # of one whose habits are not known yet: some refresh
 
 
 class SiteWatch:
-    """Looks at the sites of a search now and then; call `look` as often as you like."""
+    """Looks at the sites of a search now and then; call `look` as often as you like.
+
+    Attributes
+    ----------
+    silent
+        What to say of each site whose agent is silent, by the site's id.
+    """
 
     def __init__(self, gateway: Gateway, sites: Mapping[int, Row]) -> None:
         self._gateway = gateway
@@ -23,19 +29,23 @@ class SiteWatch:
         self._looked_at = -1e9
         self._refreshed_at: dict[int, float] = {}
         self._period_s: dict[int, float] = {}
-        self.notice: str | None = None
+        self.silent: dict[int, str] = {}
 
     def look(self, now: float) -> None:
         """Look again if the last look is old enough; `now` is the server's clock."""
         if now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
-        silent = [
-            said for row in self._gateway.sites() if row["id"] in self._names and (said := self._silence(row, now))
-        ]
-        if silent and self.notice is None:
-            logger.warning("%s", silent[0])
-        self.notice = silent[0] if silent else None
+        rows = [row for row in self._gateway.sites() if row["id"] in self._names]
+        silent = {int(row["id"]): said for row in rows if (said := self._silence(row, now)) is not None}
+        for site_id in silent.keys() - self.silent.keys():
+            logger.warning("%s", silent[site_id])
+        self.silent = silent
+
+    @property
+    def notice(self) -> str | None:
+        """What a person should know, if there is something."""
+        return "; ".join(self.silent.values()) or None
 
     def _silence(self, row: Row, now: float) -> str | None:
         """Return what to say if the site's agent is silent for longer than is its habit."""

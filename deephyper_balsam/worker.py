@@ -249,6 +249,8 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
     data = dict(app.job.data or {})
     if "result" in data:  # it ended before, and only the news of it was lost: never run it again
         return dict(data["result"])
+    if "set_aside" in data:  # another job stands for this trial: only the news of it was lost
+        return {**_failure(f"not evaluated: {data['set_aside'].get('why')}"), "metadata": {}}
     workdir = Path.cwd()
     job = RunningJob(int(app.job.tags.get("trial", -1)), parameters)
     limit_s = data.get("eval_timeout_s") or None

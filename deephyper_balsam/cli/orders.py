@@ -28,7 +28,7 @@ def _open(name: str) -> tuple[Gateway, SearchRecord, int]:
 
     gateway = Gateway()
     record = find_record(gateway, name)
-    return gateway, record, int(gateway.site(record.settings["site"])["id"])
+    return gateway, record, int(gateway.site(record.sites[0])["id"])
 
 
 def _driver(gateway: Gateway, name: str) -> Life | None:

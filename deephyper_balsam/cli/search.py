@@ -15,6 +15,7 @@ import yaml
 from deephyper_balsam.cli import EXIT_NO_RESULT
 from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option, run_target
 from deephyper_balsam.cli.orders import add, extend, stop
+from deephyper_balsam.cli.per_site import PerSite, requests
 from deephyper_balsam.cli.standing import by_state, echo_standing, standing
 from deephyper_balsam.cli.submit import submit_command
 from deephyper_balsam.errors import SettingsError
@@ -36,6 +37,7 @@ def search() -> None:
 
 
 _COUNT = click.IntRange(min=1)
+_MODE = click.Choice(["mpi", "serial"])
 
 
 class _Finite(click.FloatRange):
@@ -64,7 +66,7 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option(
     "--run", help="file.py:run, package.module:run, or a shell command's YAML. [default: found beside the problem]"
 )
-@click.option("--site", help="Name of the Balsam site.")
+@click.option("--site", help="Name of the Balsam site; several with commas between them: theta,perlmutter.")
 @click.option("--method", type=click.Choice(["ambs", "random", "ga"]), help="Search method. [default: ambs]")
 @click.option("--max-evals", type=_COUNT, help="Evaluations of the whole search. [default: no limit]")
 @click.option("--timeout", type=_SECONDS, help="Seconds of the whole search. [default: no limit]")
@@ -94,20 +96,28 @@ _NOT_NEGATIVE = _Finite(min=0)
 @click.option("--gpus-per-rank", type=_NOT_NEGATIVE, help="GPUs of each process. [default: 0]")
 @click.option("--evals-per-node", type=_COUNT, help="Evaluations that share a node. [default: 1]")
 @click.option(
+    "--resources",
+    help="file.py:function or package.module:function that returns the Resources of a configuration, in place of the "
+    "options above. [default: the same for all]",
+)
+@click.option(
     "--eval-timeout", type=_SECONDS, help="Seconds after which an evaluation is ended and has failed. [default: none]"
 )
 @click.option(
     "--nodes",
-    type=_COUNT,
-    help="Ask for allocations of so many nodes, one after the other. [default: use those there are]",
+    type=PerSite(_COUNT),
+    help="Ask for allocations of so many nodes, one after the other; with several sites, these options also take "
+    "theta=8,perlmutter=4. [default: use those there are]",
 )
-@click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: 60]")
+@click.option("--wall-time-min", type=PerSite(_COUNT), help="Minutes of the allocation. [default: 60]")
 @click.option(
-    "--max-allocations", type=_COUNT, help="So many allocations at the same time, while there is work. [default: 1]"
+    "--max-allocations",
+    type=PerSite(_COUNT),
+    help="So many allocations at the same time, while there is work. [default: 1]",
 )
-@click.option("--queue", help="Queue of the allocation. [default: local]")
-@click.option("--project", help="Project that pays for the allocation. [default: local]")
-@click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: mpi]")
+@click.option("--queue", type=PerSite(click.STRING), help="Queue of the allocation. [default: local]")
+@click.option("--project", type=PerSite(click.STRING), help="Project that pays for the allocation. [default: local]")
+@click.option("--job-mode", type=PerSite(_MODE), help="Balsam's launcher mode. [default: mpi]")
 @click.option(
     "--max-failures",
     type=click.IntRange(min=0),
@@ -134,12 +144,15 @@ def run(name: str, file: Path | None, takeover: bool, dry_run: bool, **given: An
 @search.command()
 @click.argument("name")
 @click.option(
-    "--nodes", type=_COUNT, help="Ask for allocations of so many nodes. [default: as the search was begun with]"
+    "--nodes",
+    type=PerSite(_COUNT),
+    help="Ask for allocations of so many nodes; with several sites, these options also take theta=8,perlmutter=4. "
+    "[default: as the search was begun with]",
 )
-@click.option("--wall-time-min", type=_COUNT, help="Minutes of the allocation. [default: as begun]")
-@click.option("--queue", help="Queue of the allocation. [default: as begun]")
-@click.option("--project", help="Project that pays for the allocation. [default: as begun]")
-@click.option("--job-mode", type=click.Choice(["mpi", "serial"]), help="Balsam's launcher mode. [default: as begun]")
+@click.option("--wall-time-min", type=PerSite(_COUNT), help="Minutes of the allocation. [default: as begun]")
+@click.option("--queue", type=PerSite(click.STRING), help="Queue of the allocation. [default: as begun]")
+@click.option("--project", type=PerSite(click.STRING), help="Project that pays for the allocation. [default: as begun]")
+@click.option("--job-mode", type=PerSite(_MODE), help="Balsam's launcher mode. [default: as begun]")
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
 @_TAKEOVER
 def resume(name: str, log_dir: Path | None, takeover: bool, **given: Any) -> None:
@@ -152,30 +165,15 @@ def resume(name: str, log_dir: Path | None, takeover: bool, **given: Any) -> Non
     Example:
       deephyper-balsam search resume digits-1
     """
+    from deephyper_balsam.allocations import from_record
     from deephyper_balsam.gateway import Gateway
     from deephyper_balsam.record import find_record
     from deephyper_balsam.search import Search
 
-    recorded = find_record(Gateway(), name).settings
-    made = Search.resume(name, log_dir=log_dir or ".", allocation=_other_allocation(recorded.get("allocation"), given))
+    record = find_record(Gateway(), name)
+    begun = from_record(record.settings.get("allocation"), record.sites)
+    made = Search.resume(name, log_dir=log_dir or ".", allocation=requests(given, record.sites, begun))
     raise click.exceptions.Exit(drive(made, None, None, takeover=takeover))
-
-
-def _other_allocation(recorded: dict[str, Any] | None, given: dict[str, Any]) -> Any:
-    """Return the allocation to ask for, if it is to be another one than was recorded."""
-    from deephyper_balsam.allocations import AllocationRequest
-
-    changes = {key: value for key, value in given.items() if value is not None}
-    if not changes:
-        return None
-    settings = {**(recorded or {}), **changes}
-    if "nodes" not in settings:
-        raise SettingsError(
-            "This search asks for no allocations; give --nodes too if it shall, beside "
-            + ", ".join("--" + key.replace("_", "-") for key in changes)
-            + "."
-        )
-    return AllocationRequest(**settings)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -210,39 +208,39 @@ def _read_file(file: Path, known: Iterable[str]) -> dict[str, Any]:
     options = {option.name: option for option in click.get_current_context().command.params}
     settings = {}
     for key, value in content.items():
-        if isinstance(value, (dict, list)):
+        if key == "site" and isinstance(value, list):
+            value = ",".join(map(str, value))
+        may_differ = isinstance(options[key].type, PerSite) and isinstance(value, dict)
+        if isinstance(value, (dict, list)) and not may_differ:
             raise SettingsError(f"{file}: `{key}` must be a single value, but got {value!r}.")
         try:
             if value is not None:  # as text: 3.5 is no whole number, and `yes` none at all
-                settings[key] = options[key].type.convert(str(value), options[key], None)
+                text = value if may_differ else str(value)
+                settings[key] = options[key].type.convert(text, options[key], None)
         except click.BadParameter as error:
             raise SettingsError(f"{file}: `{key}`: {error.message}") from error
     return settings
 
 
 def _build(name: str, settings: dict[str, Any]) -> Any:
-    from deephyper_balsam.allocations import AllocationRequest
     from deephyper_balsam.apps import command_parameters, resolve_problem
     from deephyper_balsam.evaluators.balsam import BalsamEvaluator
     from deephyper_balsam.gateway import check_name
-    from deephyper_balsam.jobs import Resources
+    from deephyper_balsam.record import site_names
     from deephyper_balsam.search import Search
 
     check_name(name)
     problem = resolve_problem(settings["problem"])
     problem.check()
-    needs = _known(Resources, {"num_nodes": settings.get("num_nodes_per_eval"), **settings})
-    needs.pop("wall_time_min", None)  # here the allocation's
-    allocation = None
-    if "nodes" in settings:
-        allocation = AllocationRequest(**_known(AllocationRequest, settings))
+    sites = site_names(settings["site"])
     evaluator = BalsamEvaluator(
         settings.get("run") or run_target(settings["problem"]),
-        settings["site"],
-        resources=Resources(**needs),
+        sites,
+        resources=_resources(settings),
         eval_timeout=settings.get("eval_timeout"),
-        allocation=allocation,
+        allocation=requests(settings, sites),
     )
+    evaluator.needs.of(problem.default_configuration)  # what is wrong with a function is said before anything begins
     if evaluator.spec["kind"] == "command":
         unknown = sorted(command_parameters(evaluator.spec) - set(problem.hyperparameter_names))
         if unknown:
@@ -263,9 +261,18 @@ def _build(name: str, settings: dict[str, Any]) -> Any:
     )
 
 
-def _known(kind: type, settings: dict[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(kind).parameters
-    return {key: value for key, value in settings.items() if key in names and value is not None}
+def _resources(settings: dict[str, Any]) -> Any:
+    from deephyper_balsam.jobs import Resources
+
+    known = inspect.signature(Resources).parameters
+    given = {"num_nodes": settings.get("num_nodes_per_eval"), **settings, "wall_time_min": None}  # the allocation's
+    fixed = {key: value for key, value in given.items() if key in known and value is not None}
+    if settings.get("resources") is None:
+        return Resources(**fixed)
+    if fixed:
+        options = ", ".join("--" + key.replace("_", "-").replace("num-nodes", "num-nodes-per-eval") for key in fixed)
+        raise SettingsError(f"Give either --resources, which decides for each configuration, or {options}.")
+    return settings["resources"]
 
 
 @search.command()
@@ -318,15 +325,25 @@ def status(name: str, as_json: bool) -> None:
     gateway, record, lines = _read(name)
     health = read_health(gateway, name)
     states: dict[str, int] = {}
+    at_sites: dict[str, dict[str, int]] = {site: {} for site in record.sites}
     failures: dict[str, int] = {}
     for line in lines:
         states[line["job_status"]] = states.get(line["job_status"], 0) + 1
+        at_site = at_sites.setdefault(line["m:site"], {})
+        at_site[line["job_status"]] = at_site.get(line["job_status"], 0) + 1
         if line["job_status"] == "FAILED":
             failures[line["m:failure"]] = failures.get(line["m:failure"], 0) + 1
     best_line = best(lines)
     found = standing(gateway, record)
     if as_json:
-        trials = {"settings": record.settings, "states": states, "failures": failures, **health, "best": best_line}
+        trials = {
+            "settings": record.settings,
+            "states": states,
+            "sites": at_sites,
+            "failures": failures,
+            **health,
+            "best": best_line,
+        }
         echo_json({"name": name, **trials, **found})
         return
     click.echo(
@@ -336,6 +353,8 @@ def status(name: str, as_json: bool) -> None:
     evaluated = states.get("DONE", 0) + states.get("FAILED", 0)
     echo_standing(name, found, evaluated)
     click.echo("Trials: " + (by_state(states) or "none yet"))
+    for site, at_site in at_sites.items() if len(at_sites) > 1 else ():
+        click.echo(f"  at {site}: {by_state(at_site) or 'none'}")
     for reason, count in sorted(failures.items(), key=lambda entry: -entry[1])[:10]:
         click.echo(f"  failed {count}x: {reason}")
     for words in _health_said(health):

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from deephyper_balsam import faults, jobs
-from deephyper_balsam.allocations import AllocationRequest, Allocations, Work
+from deephyper_balsam import allocations, faults, jobs
+from deephyper_balsam.allocations import Allocations, Requests, Work
 from deephyper_balsam.apps import register, resolve_run
 from deephyper_balsam.drivers import Life, Wheel, read_lives
 from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, SettingsError
 from deephyper_balsam.evaluators import limits
+from deephyper_balsam.evaluators.changes import Changes
 from deephyper_balsam.evaluators.health import Health
+from deephyper_balsam.evaluators.needs import Needs, ResourcesOf
+from deephyper_balsam.evaluators.sites import SearchSite, SearchSites
+from deephyper_balsam.evaluators.table import Table
+from deephyper_balsam.evaluators.trial_jobs import TrialJobs
 from deephyper_balsam.gateway import Gateway, Row, check_name
 from deephyper_balsam.jobs import Resources as Resources  # public here: evaluators.balsam.Resources
 from deephyper_balsam.orders import STOP, Order, answer_order, effective_budget, read_orders
-from deephyper_balsam.record import SearchRecord, check_same, create_record, find_record, find_records
+from deephyper_balsam.record import SearchRecord, check_same, create_record, find_record, find_records, site_names
 from deephyper_balsam.trial import Result, Trial, TrialState
-from deephyper_balsam.watch import SiteWatch
 
 logger = logging.getLogger(__name__)
 
-PIPELINE_DELAY_S = 6.0
-"""From a run's end to the start of the next through Balsam's pipeline, on a stock site (measured: 5 to 6 s)."""
-
-_OVERLAP_S = 10.0  # a poll looks back this far: clocks differ, and a commit may land late
-_RECENT_RUNS = 200
-_DOUBT_S = 90.0  # so long after a lost answer, what was asked for may still be done
 _SETTLE_S = 6.0  # Balsam notes a run's end two to four seconds after the run itself has told us
 
 
@@ -72,7 +67,9 @@ class History:
 
 
 class BalsamEvaluator:
-    """Evaluates trials as jobs at a Balsam site (see `deephyper_balsam.evaluators.base.Evaluator` for the contract).
+    """Evaluates trials as jobs at one or several Balsam sites.
+
+    The contract is that of `deephyper_balsam.evaluators.base.Evaluator`.
 
     Parameters
     ----------
@@ -80,13 +77,14 @@ class BalsamEvaluator:
         The run function; or ``"file.py:run"``, ``"package.module:run"``, the YAML of a shell command, the name of a
         bundled application; or the spec that a search recorded (`deephyper_balsam.apps`), which is not loaded here.
     site
-        The name of the Balsam site.
+        The name of the Balsam site; several as a list, or with commas between them.
     resources
-        What one evaluation gets.
+        What one evaluation gets; or a function from the configuration to that, itself or as ``"file.py:resources"``.
     eval_timeout
         Seconds after which an evaluation is ended and counts as failed; None: no limit.
     allocation
-        The allocation to ask for when none is alive; None: someone else provides them.
+        The allocation to ask for when none is alive, at every site or for each by its name; None: someone else provides
+        them.
     client_path
         Balsam's credentials file; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``.
 
@@ -99,51 +97,54 @@ class BalsamEvaluator:
     def __init__(
         self,
         run: str | Callable[..., Any] | Mapping[str, Any],
-        site: str,
+        site: str | Sequence[str],
         *,
-        resources: Resources | None = None,
+        resources: Resources | ResourcesOf | str | Mapping[str, Any] | None = None,
         eval_timeout: float | None = None,
-        allocation: AllocationRequest | None = None,
+        allocation: Requests = None,
         client_path: str | Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if eval_timeout is not None and eval_timeout <= 0:
             raise InputError(f"`eval_timeout > 0` (seconds) must hold, but got {eval_timeout}.")
-        if allocation is not None:
-            asked_min = 0 if resources is None else resources.wall_time_min
-            limits.check_fits(asked_min, eval_timeout, allocation.wall_time_min)
+        names = site_names(site)
+        self.needs = Needs(resources)
+        self._requests = allocations.by_site(allocation, names)
+        for request in self._requests.values():
+            if request is not None:
+                limits.check_fits(self._asked_min, eval_timeout, request.wall_time_min)
+                self.needs.check_fits(request.most_nodes)
         self.spec = dict(run) if isinstance(run, Mapping) else resolve_run(run)
-        self.resources = resources or Resources()
         self.eval_timeout_s = eval_timeout
         self.gateway = Gateway(client_path)
-        self.site = self.gateway.site(site)
-        self._request = allocation
         self._laid_out_for = 1
+        self._site_rows = [self.gateway.site(name) for name in names]
+        self._requests = {
+            row["name"]: request for row, request in zip(self._site_rows, self._requests.values(), strict=True)
+        }
         self._clock = clock
-        self._search: str | None = None
-        self._zero = 0.0
-        self._app_id = -1
-        self._since: str | None = None
-        self._seen: dict[int, str] = {}  # job id -> last_update, of what the next look may show again
-        self._lines: dict[int, dict[str, Any]] = {}  # trial number -> its line of results.csv
-        self._states: Counter[TrialState] = Counter()
+        self._table = Table()
         self._gathered: set[int] = set()
         self._order = 0
-        self._doubtful = False
-        self._look_again_at: float | None = None
-        self._job_ids: dict[int, int] = {}  # trial number -> id of its job
-        self._durations_s: deque[float] = deque(maxlen=_RECENT_RUNS)
         self._wheel: Wheel | None = None
-        self._watch: SiteWatch | None = None
         self._orders_seen: set[int] = set()
-        self.allocations: Allocations | None = None
+        # Made by `open`
+        self._search: str | None = None
+        self._zero = 0.0
+        self.sites: SearchSites | None = None
         self.health: Health | None = None
-        self._limit = limits.StartLimit(self.resources.wall_time_min, eval_timeout)
+        self._jobs: TrialJobs
+        self._changes: Changes
+
+    @property
+    def _asked_min(self) -> int:
+        return 0 if self.needs.fixed is None else self.needs.fixed.wall_time_min
 
     @property
     def workers(self) -> int:
-        """How many trials the search is laid out for: those of the allocation it asks for, or as it is told."""
-        return max(self.resources.slots(self._request.nodes) if self._request else 1, self.capacity, self._laid_out_for)
+        """How many trials the search is laid out for: those of the allocations it asks for, or as it is told."""
+        asked = sum(self.needs.laid_out(request.nodes) for request in self._requests.values() if request is not None)
+        return max(asked, self.capacity, self._laid_out_for)
 
     def lay_out(self, nodes: int, wall_time_min: int) -> int:
         """Plan for allocations that someone else provides, before `open`; how many trials one runs at once.
@@ -153,23 +154,24 @@ class BalsamEvaluator:
         InputError
             When no evaluation fits into one.
         """
-        limits.check_fits(self.resources.wall_time_min, self.eval_timeout_s, wall_time_min)
-        self._laid_out_for = self.resources.slots(nodes)
+        limits.check_fits(self._asked_min, self.eval_timeout_s, wall_time_min)
+        self._laid_out_for = self.needs.laid_out(nodes)
         if not self._laid_out_for:
-            raise InputError(f"An evaluation has {self.resources.num_nodes} nodes, but the allocation has {nodes}.")
+            most = self.needs.fixed.num_nodes if self.needs.fixed else "more"
+            raise InputError(f"An evaluation has {most} nodes, but the allocation has {nodes}.")
         return self._laid_out_for
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a search with this evaluator writes into its record."""
-        return {"run": self.spec, "site": self.site["name"]}
+        return {"run": self.spec, "site": ",".join(self._requests)}
 
     @classmethod
     def recorded(
         cls,
         name: str,
         *,
-        allocation: AllocationRequest | None = None,
+        allocation: Requests = None,
         client_path: str | Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> tuple[BalsamEvaluator, SearchRecord]:
@@ -187,12 +189,12 @@ class BalsamEvaluator:
         """
         record = find_record(Gateway(client_path), name)
         settings = record.settings
-        if allocation is None and settings.get("allocation"):
-            allocation = AllocationRequest(**settings["allocation"])
+        if allocation is None:
+            allocation = allocations.from_record(settings.get("allocation"), record.sites)
         made = cls(
             settings["run"],
-            settings["site"],
-            resources=Resources(**settings["resources"]),
+            record.sites,
+            resources=settings["resources"],
             eval_timeout=settings.get("eval_timeout"),
             allocation=allocation,
             client_path=client_path,
@@ -245,7 +247,7 @@ class BalsamEvaluator:
         self._wheel = Wheel.claim(
             self.gateway,
             name,
-            self.site["id"],
+            self._site_rows[0]["id"],
             takeover=takeover,
             max_evals=max_evals,
             timeout_s=timeout_s,
@@ -284,31 +286,43 @@ class BalsamEvaluator:
                 settings["seed"] = secrets.randbits(31)
             settings = {
                 **settings,
-                "resources": asdict(self.resources),
+                "resources": self.needs.recorded,
                 "eval_timeout": self.eval_timeout_s,
                 "num_workers": self.workers,
                 "max_evals": max_evals,
                 "timeout": timeout_s,
-                "allocation": None if self._request is None else asdict(self._request),
+                "allocation": allocations.to_record(self._requests),
                 "asked_for": dict(asked_for or {}),
             }
-            record = create_record(self.gateway, name, settings, self.site["id"], self._clock())
+            record = create_record(self.gateway, name, settings, self._site_rows[0]["id"], self._clock())
         self._zero = record.created_at
-        self._forget_all()
-        self._app_id, app_name = register(self.gateway, self.spec, self.site["name"])
-        logger.info("Application %s at site %s", app_name, self.site["name"])
-        sites = {self.site["id"]: self.site}
-        self.allocations = Allocations(self.gateway, sites, jobs.trial_tags(name), self.resources, self._request)
-        self._watch = SiteWatch(self.gateway, sites)
+        self._table.clear()
+        sites = [self._open_site(row, name) for row in self._site_rows]
+        self.sites = SearchSites(self.gateway, sites, self._table, self.needs, lambda: self._clock() - self._zero)
+        self._jobs = TrialJobs(self.gateway, name, self.sites, self._clock)
+        self._changes = Changes(self.gateway, name)
         return self._read_history(record)
 
+    def _open_site(self, row: Row, search: str) -> SearchSite:
+        app_id, app_name = register(self.gateway, self.spec, row["name"])
+        logger.info("Application %s at site %s", app_name, row["name"])
+        return SearchSite(
+            row,
+            app_id,
+            {app["id"] for app in self.gateway.apps(row["id"])} | {app_id},
+            Allocations(self.gateway, row, jobs.trial_tags(search), self.needs.slots, self._requests[row["name"]]),
+            limits.StartLimit(self._asked_min, self.eval_timeout_s),
+        )
+
     def _read_history(self, record: SearchRecord) -> History:
-        rows = self._without_twins(list(self.gateway.jobs(jobs.trial_tags(record.name))))
+        rows = self._jobs.without_twins(self._changes.read())
         jobs.mend(self.gateway, record.name, rows)
         self.health = Health(self.gateway, record.name, self._explain)
         self.health.restore(rows)
         for row in rows:
             self._note(row)
+            if not jobs.read_state(row).is_final:
+                self.needs.note(row["num_nodes"], row["node_packing_count"])
         gathered = sorted(
             (row for row in rows if "gathered" in row["data"]), key=lambda row: row["data"]["gathered"]["order"]
         )
@@ -317,7 +331,7 @@ class BalsamEvaluator:
         trials = sorted((jobs.read_trial(row) for row in rows), key=lambda trial: trial.number)
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in gathered]
         # What ended while no driver looked is collected like any other result: look at everything once more
-        self._since, self._seen = None, {}
+        self._changes.begin_again()
         cancelled = [row for row in rows if jobs.read_state(row) is TrialState.CANCELLED]
         lives, orders = self._lives_and_orders(record.name)
         max_evals, timeout_s = effective_budget(record.settings, lives, orders)
@@ -378,104 +392,113 @@ class BalsamEvaluator:
     # --- submit and collect --------------------------------------------------------------------------------------
 
     def submit(self, trials: Sequence[Trial]) -> None:
-        """Create the jobs of the trials, in bulk."""
+        """Create the jobs of the trials, in bulk, each at the site that has most room for it.
+
+        A trial that asks for more than any allocation has gets a job that has failed already.
+        """
         if not trials:
             return
-        assert self._search is not None, "open() comes first"
         self._fence()
-        if self._doubtful:  # an answer was lost: what was created all the same must not be created twice
-            there = {jobs.trial_number(row) for row in self.gateway.jobs(jobs.trial_tags(self._search))}
-            trials = [trial for trial in trials if trial.number not in there]
-        now = self._clock()
-        needs = replace(self.resources, wall_time_min=self._limit.minutes)
-        new = [jobs.trial_job(trial, self._search, self._app_id, needs, now, self.eval_timeout_s) for trial in trials]
+        there = self._jobs.there()
+        placed: Counter[str] = Counter()
+        new = {trial.number: self._new_job(trial, placed) for trial in trials if trial.number not in there}
+        self._jobs.create(new)
+        assert self.sites is not None
+        for number, row in new.items():
+            where = self.sites.of_job(row).name
+            self._table.put({"job_id": number, "job_status": TrialState.READY.value, "m:site": where})
+
+    def _new_job(self, trial: Trial, placed: Counter[str]) -> Row:
+        assert self._search is not None, "open() comes first"
+        assert self.sites is not None
+        site, needs, data = next(iter(self.sites)), Resources(), dict[str, Any]()
         try:
-            ids = self.gateway.create_jobs(new)
-        except BalsamError:  # of several batches some may be there, whatever befell the next
-            self._doubtful = True
-            self._look_again_at = self._clock() + _DOUBT_S
-            raise
-        self._doubtful = False
-        self._job_ids.update((trial.number, job_id) for trial, job_id in zip(trials, ids, strict=True))
-        for trial in trials:
-            self._set_line(trial.number, {"job_id": trial.number, "job_status": TrialState.READY.value})
+            needs = self.needs.of(trial.config)
+            best = self.sites.best_for(needs, placed)
+            if best is None:
+                raise InputError(
+                    f"it asks for {needs.num_nodes} nodes, and no allocation gives an evaluation more than "
+                    f"{self.sites.largest_nodes}"
+                )
+            site = best
+            request = self._requests[site.name]
+            if self.needs.fixed is None and needs.wall_time_min and request is not None:
+                limits.check_fits(needs.wall_time_min, self.eval_timeout_s, request.wall_time_min)
+        except InputError as error:
+            needs, data = Resources(), {"result": {"objective": None, "failure": str(error), "metadata": {}}}
+        else:
+            self.needs.note(needs.num_nodes, needs.evals_per_node)
+        placed[site.name] += 1
+        if self.needs.fixed is None and needs.wall_time_min:
+            data["own_minutes"] = True
+        else:
+            needs = replace(needs, wall_time_min=site.limit.minutes)
+        return jobs.trial_job(trial, self._search, site.app_id, needs, self._clock(), self.eval_timeout_s, **data)
 
     def collect(self) -> list[Result]:
         """Look at the jobs that changed since the last look, and take in the results that are new."""
         assert self._search is not None, "open() comes first"
-        assert self.allocations is not None
-        self._fence()
-        self.allocations.refresh()
-        self._limit_starts()
-        if self._watch is not None:
-            self._watch.look(self.gateway.now())
-        rows = self._without_twins(self._changed_rows())
-        changed = [row for row in rows if self._seen.get(row["id"]) != row["last_update"]]
+        assert self.sites is not None
         assert self.health is not None
+        self._fence()
+        self.sites.refresh()
+        self._limit_starts()
+        self._jobs.move_on(self.health.cuts)
+        rows = self._jobs.without_twins(self._changes.read(everything=self._jobs.must_look_at_all()))
+        changed = [row for row in rows if self._changes.is_new(row)]
         self.health.run_again(changed)
-        self.health.look_for_cuts(changed, self._clock(), self.allocations.wall_time_s)
+        self.health.look_for_cuts(changed, self._clock(), self._wall_time_s)
         arrived = [row for row in changed if self._is_news(row)]
         taken: dict[int, Row] = {}
         for row in arrived:
             outcome = self._explain(row)
             gathered: dict[str, Any] = {"order": self._order + len(taken), "at": self._clock()}
-            if self.health.cuts(row["id"]):
-                gathered["cuts"] = self.health.cuts(row["id"])
+            cuts = self.health.cuts(row["id"]) + row["data"].get("cuts_before", 0)
+            if cuts:
+                gathered["cuts"] = cuts
             row["data"] = {**row["data"], "result": outcome, "gathered": gathered}
             taken[row["id"]] = row
         self.gateway.write_data({job_id: row["data"] for job_id, row in taken.items()})
-        if any(jobs.read_state(row) is TrialState.DONE for row in taken.values()):
-            self.allocations.worked()
+        jobs.finish_answered(self.gateway, self._search, taken.values())
         # Nothing above changed us, so that after an error the same call can be made again
         self._order += len(taken)
         for row in changed:
             self._note(row)
-        self._forget_old()
-        if taken or self._states[TrialState.RUNNING]:
-            self.allocations.note_work()
-        for row in taken.values():
-            self.health.take_in(row["data"]["result"])
-        results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in taken.values()]
-        for result in results:
-            assert result.number is not None
-            self._gathered.add(result.number)
-            if result.started_at and result.ended_at:
-                self._durations_s.append(result.ended_at - result.started_at)
-        return results
+        self._changes.forget_old()
+        for site in self.sites:
+            if self._table.count(TrialState.RUNNING, site=site.name):
+                site.allocations.note_work()
+        return [self._take_in(row) for row in taken.values()]
+
+    def _take_in(self, row: Row) -> Result:
+        """Learn from a result that is written down."""
+        assert self.sites is not None
+        assert self.health is not None
+        result = jobs.read_result(jobs.trial_number(row), row["data"]["result"])
+        site = self.sites.of_job(row)
+        self.health.take_in(row["data"]["result"])
+        assert result.number is not None
+        self._gathered.add(result.number)
+        if result.started_at and result.ended_at:
+            site.durations_s.append(result.ended_at - result.started_at)
+            site.allocations.note_work()
+        if result.state is TrialState.DONE:
+            site.allocations.worked()
+        return result
 
     def _limit_starts(self) -> None:
-        assert self.allocations is not None
+        assert self.sites is not None
         assert self._search is not None
-        if self._limit.update(self._durations_s, self.allocations.wall_time_s):
-            limits.apply(self.gateway, self._search, self._limit.minutes)
-            self._limit.applied()
+        for site in self.sites:
+            if site.limit.update(site.durations_s, site.allocations.wall_time_s):
+                limits.apply(self.gateway, self._search, site.app_ids, site.limit.minutes)
+                site.limit.applied()
 
-    def _changed_rows(self) -> list[Row]:
-        assert self._search is not None
-        since = self._since
-        if self._look_again_at is not None and self._clock() > self._look_again_at:
-            since, self._look_again_at = None, None  # what was created late, after an answer was lost
-        return list(self.gateway.jobs(jobs.trial_tags(self._search), changed_since=since))
-
-    def _without_twins(self, rows: list[Row]) -> list[Row]:
-        """Return the rows without second jobs of a trial; those are set aside (see `jobs.set_aside`)."""
-        assert self._search is not None
-        by_number: dict[int, dict[int, Row]] = {}
-        for row in rows:
-            by_number.setdefault(jobs.trial_number(row), {})[row["id"]] = row
-        kept: list[Row] = []
-        for number, twins in by_number.items():
-            known = self._job_ids.get(number)
-            if known is not None and known not in twins:
-                twins.update({row["id"]: row for row in self.gateway.jobs(jobs.trial_tags(self._search), ids=[known])})
-            one = jobs.choose_one(list(twins.values()))
-            for row in twins.values():
-                if row is not one:
-                    logger.warning("Trial %d has two jobs; %d is set aside for %d", number, row["id"], one["id"])
-                    jobs.set_aside(self.gateway, self._search, row, one["id"], self._clock())
-            self._job_ids[number] = one["id"]
-            kept.append(one)
-        return kept
+    def _wall_time_s(self, number: int) -> float | None:
+        """Return the time of an allocation where a trial is; None: unknown."""
+        assert self.sites is not None
+        line = self._table.get(number)
+        return self.sites.named(line["m:site"]).allocations.wall_time_s if line else None
 
     def _is_news(self, row: Row) -> bool:
         ended = jobs.read_state(row) in (TrialState.DONE, TrialState.FAILED)
@@ -491,93 +514,64 @@ class BalsamEvaluator:
         return outcome
 
     def _note(self, row: Row) -> None:
-        self._set_row_line(row)
-        self._seen[row["id"]] = row["last_update"]
-        if self._since is None or jobs.updated_at(row) - _OVERLAP_S > datetime.fromisoformat(self._since).timestamp():
-            moment = datetime.fromisoformat(row["last_update"]) - timedelta(seconds=_OVERLAP_S)
-            self._since = moment.isoformat()
+        self._table.put(self._line(row))
+        self._jobs.note(row)
+        self._changes.note(row)
 
-    def _forget_all(self) -> None:
-        """Begin without what an earlier search of this evaluator left."""
-        self._lines.clear()
-        self._states.clear()
-        self._durations_s.clear()
-        self._doubtful = False
-        self._look_again_at = None
-        self._job_ids.clear()
-        self._since, self._seen = None, {}
-
-    def _forget_old(self) -> None:
-        if self._since is not None:
-            horizon = datetime.fromisoformat(self._since)
-            self._seen = {key: at for key, at in self._seen.items() if datetime.fromisoformat(at) >= horizon}
-
-    def _set_row_line(self, row: Row) -> None:
-        self._set_line(jobs.trial_number(row), jobs.table_row(row, self._zero, self.site["name"]))
-
-    def _set_line(self, number: int, line: dict[str, Any]) -> None:
-        before = self._lines.get(number)
-        if before is not None:
-            self._states[TrialState(before["job_status"])] -= 1
-        self._lines[number] = line
-        self._states[TrialState(line["job_status"])] += 1
+    def _line(self, row: Row) -> dict[str, Any]:
+        assert self.sites is not None
+        return jobs.table_row(row, self._zero, self.sites.of_job(row).name)
 
     # --- how much to have under way ------------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
         """How many trials the running allocations can run at once."""
-        return 0 if self.allocations is None else self.allocations.capacity
+        return 0 if self.sites is None else self.sites.capacity
 
     @property
     def backlog(self) -> int:
-        """What completes during one pipeline delay (Little's law); before anything ended, one wave.
+        """How many more wait in Balsam's queue, so that a free node finds its next run there."""
+        return 0 if self.sites is None else self.sites.backlog
 
-        While no allocation runs, what those in the scheduler's queue will start with.
-        """
-        if self.allocations is None:
+    @property
+    def room(self) -> int:
+        """How many trials the sites are short of; what waits or hangs at one is no reason to starve another."""
+        if self.sites is None:
             return 0
-        if not self.capacity:
-            return self.allocations.planned or self.resources.slots(self.resources.num_nodes)
-        closing = self.allocations.closing(self._limit.needed_s)  # a new run would be cut there, and none follows
-        lasting = self.capacity - closing
-        if not self._durations_s:
-            return lasting - closing
-        share = PIPELINE_DELAY_S / max(fmean(self._durations_s), 0.1)
-        return min(lasting, math.ceil(lasting * share)) - closing
+        return max(0, sum(self.sites.room(site) for site in self.sites) - self._jobs.on_their_way)
 
     @property
     def counts(self) -> dict[TrialState, int]:
         """How many trials are in each state."""
-        return {state: self._states[state] for state in TrialState}
+        return {state: self._table.count(state) for state in TrialState}
 
     def line(self, number: int | None) -> dict[str, Any]:
         """Return the line of `results.csv` of one trial."""
         assert number is not None
-        return self._lines[number]
+        return self._table[number]
 
     @property
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of `results.csv`, by trial number."""
-        return [self._lines[number] for number in sorted(self._lines)]
+        return self._table.lines
 
     @property
     def notice(self) -> str | None:
-        """What a person should know about the site, its nodes and the allocations, if there is something."""
-        said = [part.notice for part in (self._watch, self.allocations, self.health) if part is not None]
+        """What a person should know about the sites, their nodes and the allocations, if there is something."""
+        said = [part.notice for part in (self.sites, self.health) if part is not None]
         return "; ".join(notice for notice in said if notice) or None
 
     def ensure_allocation(self, evaluations: int | None = None, seconds: float | None = None) -> None:
-        """Ask for an allocation if one is wanted and the evaluator may ask.
+        """Ask for allocations where one is wanted and the evaluator may ask.
 
         Parameters
         ----------
         evaluations, seconds
             What is left of the search's budgets; None: no limit.
         """
-        if self.allocations is not None:
-            self.allocations.avoid = [] if self.health is None else self.health.suspects
-            self.allocations.ensure(Work(evaluations, seconds))
+        if self.sites is not None:
+            self.sites.ensure(Work(evaluations, seconds), [] if self.health is None else self.health.suspects)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -586,9 +580,10 @@ class BalsamEvaluator:
         assert self._search is not None
         self._fence()
         withdrawn = []
-        waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock())
-        for row in self._changed_rows():  # all of them: this may be the last look before the results are written
-            self._set_row_line(row)  # and no more: the next collect must still see what is new
+        waiting = jobs.withdraw_waiting(self.gateway, self._search, self._clock(), self._jobs.leaving)
+        self._jobs.forget_leaving()
+        for row in self._changes.read():  # all of them: this may be the last look before the results are written
+            self._table.put(self._line(row))  # and no more: the next collect must still see what is new
             if row["id"] in waiting and jobs.read_state(row) is TrialState.CANCELLED:
                 withdrawn.append(jobs.trial_number(row))
         return withdrawn
@@ -604,13 +599,13 @@ class BalsamEvaluator:
             Allocations in which trials still run go on, so that a later life of the search finds their results.
         """
         try:
-            if self.allocations is not None and self.allocations.owned:
+            if self.sites is not None and self.sites.owned:
                 assert self._search is not None
-                if leave_running and self._states[TrialState.RUNNING]:
-                    self.allocations.leave()
+                if leave_running and self._table.count(TrialState.RUNNING):
+                    self.sites.leave()
                 else:
                     jobs.settle(self.gateway, self._search, _SETTLE_S)
-                    self.allocations.release()
+                    self.sites.release()
         finally:
             if self._wheel is not None:
                 self._wheel.leave(why)

@@ -19,6 +19,7 @@ class Evaluator(Protocol):
       an empty list when nothing new has ended. Results come in any order; a trial that was cancelled has none.
     - `capacity` is how many trials can run at this moment; it may change at any time, and be 0.
     - `backlog` is how many more should wait beside the running ones, so that a free node finds its next run at once.
+    - `room` is how many to submit now: capacity and backlog, less what is under way where it can go on.
     - `cancel` withdraws trials that did not start and returns their numbers; a running trial goes on.
     - After an error raised by any of them nothing is lost: the same call may be made again.
     """
@@ -31,6 +32,11 @@ class Evaluator(Protocol):
     @property
     def backlog(self) -> int:
         """How many more trials should wait in the queue."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many trials to submit now."""
         ...
 
     def submit(self, trials: Sequence[Trial]) -> None:

@@ -95,13 +95,13 @@ class Health:
         """Return how often the end of an allocation has cut the run of a job."""
         return len(self._cuts.get(job_id, ()))
 
-    def look_for_cuts(self, rows: Iterable[Row], now: float, wall_time_s: float | None) -> None:
+    def look_for_cuts(self, rows: Iterable[Row], now: float, wall_time_s: Callable[[int], float | None]) -> None:
         """Read in Balsam's log which runs were cut, if `rows` of changed jobs hold a sign of it.
 
         Parameters
         ----------
         wall_time_s
-            The time of an allocation, to tell a run that is longer; None: unknown.
+            The time of an allocation where the trial of this number is, to tell a run that is longer; None: unknown.
         """
         rows = list(rows)
         signs = [row for row in rows if row["state"] in ("RUN_TIMEOUT", "RESTART_READY")]
@@ -113,9 +113,10 @@ class Health:
         events = self._gateway.events(tags=tags, timestamp_after=_iso(since), **_CUT)
         new = self._read_cuts(events)
         self._looked_at = now
-        if wall_time_s:
-            for job_id in new:
-                self._judge_length(job_id, wall_time_s)
+        for job_id in new:
+            number = self._numbers.get(job_id)
+            if number is not None and number not in self._too_long:
+                self._judge_length(job_id, number, wall_time_s(number))
 
     def _read_cuts(self, events: Iterable[Row]) -> set[int]:
         new = set()
@@ -126,9 +127,8 @@ class Health:
                 new.add(event["job_id"])
         return new
 
-    def _judge_length(self, job_id: int, wall_time_s: float) -> None:
-        number = self._numbers.get(job_id)
-        if self.cuts(job_id) < faults.MAX_CUTS_IN_A_ROW or number is None or number in self._too_long:
+    def _judge_length(self, job_id: int, number: int, wall_time_s: float | None) -> None:
+        if self.cuts(job_id) < faults.MAX_CUTS_IN_A_ROW or not wall_time_s:
             return
         lasted = cut_after_s(self._gateway.events(job_id=job_id))
         if faults.is_too_long(lasted, wall_time_s):

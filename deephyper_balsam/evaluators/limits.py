@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from deephyper_balsam import jobs
 from deephyper_balsam.errors import InputError
@@ -109,12 +109,19 @@ class StartLimit:
         return 60.0 * self.minutes or self.learnt_s or 0.0
 
 
-def apply(gateway: Gateway, search: str, minutes: int) -> None:
-    """Give the waiting jobs of a search another `wall_time_min`."""
+def apply(gateway: Gateway, search: str, app_ids: Iterable[int], minutes: int) -> None:
+    """Give the jobs of a search that wait at a site another `wall_time_min`, but those that were made with their own.
+
+    Parameters
+    ----------
+    app_ids
+        The applications of the site.
+    """
+    apps = set(app_ids)
     waiting = [
         row["id"]
         for row in gateway.jobs(jobs.trial_tags(search), states=WAITING_STATES)
-        if row["wall_time_min"] != minutes
+        if row["app_id"] in apps and row["wall_time_min"] != minutes and "own_minutes" not in row["data"]
     ]
     gateway.limit_jobs(waiting, minutes)
     logger.info("A launcher with fewer than %d min left starts no run any more", minutes)

@@ -110,6 +110,11 @@ class SimulatedEvaluator:
         """Trials that run or wait."""
         return len(self._running) + len(self._waiting)
 
+    @property
+    def room(self) -> int:
+        """How many trials to submit now."""
+        return max(0, self.capacity + self.backlog - self.under_way)
+
     def submit(self, trials: Sequence[Trial]) -> None:
         """Start the trials on free workers; the others wait."""
         for trial in trials:

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.allocations import AllocationRequest
+from deephyper_balsam.allocations import AllocationRequest, Allocations
 from deephyper_balsam.errors import (
     InputError,
     NotLoggedInError,
@@ -89,6 +89,13 @@ class BalsamRig(Rig):
     def close(self) -> None:
         self.evaluator.gateway._client.session.close()
         self.api.close()
+
+
+def allocations(rig: BalsamRig) -> Allocations:
+    """Return the allocations at the rig's only site."""
+    assert rig.evaluator.sites is not None
+    [site] = rig.evaluator.sites
+    return site.allocations
 
 
 class SimulatedRig(Rig):
@@ -209,9 +216,8 @@ def test_near_the_end_of_the_last_allocation_nothing_new_is_asked_for(rig: Balsa
         rig.site.finish(job_id, 1.0, start=1000.0, end=1100.0)
     rig.evaluator.collect()
     rig.evaluator.collect()
-    assert rig.evaluator.allocations is not None
     assert rig.evaluator.capacity + rig.evaluator.backlog > 0
-    rig.evaluator.allocations._ends_at[rig.allocation] -= 57 * 60
+    allocations(rig)._ends_at[rig.allocation] -= 57 * 60
     assert rig.evaluator.capacity + rig.evaluator.backlog == 0
 
 
@@ -226,7 +232,7 @@ def test_an_allocation_is_left_when_asked_to_and_something_runs_in_it(
 ) -> None:
     made = BalsamRig(tmp_path, allocation=AllocationRequest(1))
     made.site.end_allocation(made.allocation)
-    made.evaluator.allocations._refreshed_at = 0.0  # type: ignore[union-attr]
+    allocations(made)._refreshed_at = 0.0
     made.evaluator.collect()
     made.evaluator.ensure_allocation()
     made.site.schedule()
@@ -445,8 +451,7 @@ def test_a_commit_that_lands_late_is_still_seen(rig: BalsamRig) -> None:
 
 
 def test_capacity_follows_the_allocations(rig: BalsamRig) -> None:
-    assert rig.evaluator.allocations is not None
-    rig.evaluator.allocations._refresh_s = 0
+    allocations(rig)._refresh_s = 0
     rig.site.add_allocation(3)
     rig.evaluator.collect()
     assert rig.evaluator.capacity == 5
@@ -457,15 +462,16 @@ def test_capacity_follows_the_allocations(rig: BalsamRig) -> None:
 
 def test_the_backlog_is_one_wave_first_and_then_what_ends_during_the_pipelines_delay(rig: BalsamRig) -> None:
     assert rig.evaluator.backlog == 2
-    rig.evaluator._durations_s.extend([6000.0])
+    assert rig.evaluator.sites is not None
+    [lab] = rig.evaluator.sites
+    lab.durations_s.extend([6000.0])
     assert rig.evaluator.backlog == 1
-    rig.evaluator._durations_s.extend([0.01] * 1000)
+    lab.durations_s.extend([0.01] * 1000)
     assert rig.evaluator.backlog == 2
 
 
 def test_while_no_allocation_runs_the_backlog_is_what_the_queued_ones_start_with(rig: BalsamRig) -> None:
-    assert rig.evaluator.allocations is not None
-    rig.evaluator.allocations._refresh_s = 0
+    allocations(rig)._refresh_s = 0
     rig.site.end_allocation(rig.allocation)
     rig.evaluator.collect()
     assert (rig.evaluator.capacity, rig.evaluator.backlog) == (0, 1)

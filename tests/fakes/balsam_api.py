@@ -412,7 +412,7 @@ class BalsamApi:
         """Let a launcher take jobs, those that run included."""
         with self.lock:
             session_id = len(self.sessions) + 1
-            site_id = next(iter(self.sites))
+            site_id = self.batch_jobs[batch_job_id]["site_id"] if batch_job_id else next(iter(self.sites))
             row = {"id": session_id, "site_id": site_id, "batch_job_id": batch_job_id, "heartbeat": self.now()}
             self.sessions[session_id] = row
             for job_id in jobs:
@@ -561,12 +561,13 @@ class VirtualSite:
     def schedule(self) -> list[int]:
         """Start what was asked for and end what is to be ended; the BatchJobs that run."""
         with self.api.lock:
-            for row in self.api.batch_jobs.values():
+            rows = [row for row in self.api.batch_jobs.values() if row["site_id"] == self.id]
+            for row in rows:
                 if row["state"] in ("pending_submission", "queued"):
                     row.update(state="running", scheduler_id=row["id"] + 1000, start_time=self.api.now())
                 elif row["state"] == "pending_deletion":
                     row.update(state="finished", end_time=self.api.now())
-            return [row["id"] for row in self.api.batch_jobs.values() if row["state"] == "running"]
+            return [row["id"] for row in rows if row["state"] == "running"]
 
     def end_allocation(self, batch_job_id: int, state: str = "finished", **status_info: str) -> None:
         self.api.change_batch_job(batch_job_id, state=state, status_info=status_info)
@@ -577,7 +578,11 @@ class VirtualSite:
         """Begin up to `count` waiting jobs, the oldest first, and return their ids."""
         with self.api.lock:
             waiting = [
-                row["id"] for row in self.api.jobs.values() if row["state"] in WAITING and "search" in row["tags"]
+                row["id"]
+                for row in self.api.jobs.values()
+                if row["state"] in WAITING
+                and "search" in row["tags"]
+                and self.api.apps[row["app_id"]]["site_id"] == self.id
             ]
             for job_id in waiting[:count]:
                 if self.api.jobs[job_id]["state"] == "STAGED_IN":

@@ -42,9 +42,9 @@ def make(gateway: Gateway, site: VirtualSite, clock: Clock) -> Make:
     def allocations(resources: Resources | None = None, **request: Any) -> Allocations:
         return Allocations(
             gateway,
-            {site.id: gateway.site("lab")},
+            gateway.site("lab"),
             {"search": "s"},
-            resources or Resources(),
+            (resources or Resources()).slots,
             AllocationRequest(**request) if request else None,
             refresh_s=3.0,
             clock=clock,

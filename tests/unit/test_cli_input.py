@@ -317,8 +317,10 @@ def test_a_name_with_illegal_characters_is_refused(call: Call, name: str) -> Non
         ("max_evals: yes", ["max_evals", "True"]),
         ("timeout: .nan", ["timeout", "nan"]),
         ("method: magic", ["method", "'magic'", "ambs"]),
-        ("site: [a, b]", ["site", "single value"]),
-        ("nodes: {a: 1}", ["nodes", "single value"]),
+        ("site: {a: b}", ["site", "single value"]),
+        ("method: [random, ga]", ["method", "single value"]),
+        ("nodes: [1, 2]", ["nodes", "single value"]),
+        ("nodes: {a: none}", ["nodes", "'none'", "integer"]),
     ],
 )
 def test_a_bad_file_of_options_is_refused(call: Call, text: str, words: list[str]) -> None:

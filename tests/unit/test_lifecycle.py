@@ -150,9 +150,9 @@ def test_a_search_is_rebuilt_from_balsam_alone(
     frame = first.search(max_evals=8)
     again = resume()
     assert (again.problem, again.method, again.settings) == (first.problem, "ambs", first.settings)
-    assert again.evaluator.resources == Resources(evals_per_node=2)
+    assert again.evaluator.needs.fixed == Resources(evals_per_node=2)
     assert again.evaluator.eval_timeout_s == 50
-    assert again.evaluator._request == AllocationRequest(3, wall_time_min=7)
+    assert again.evaluator._requests == {"lab": AllocationRequest(3, wall_time_min=7)}
     later = again.search()
     pd.testing.assert_frame_equal(later, frame)
     written = tmp_path / "empty-0" / "s"
@@ -500,9 +500,9 @@ def test_a_second_job_that_appears_late_is_set_aside_by_the_driver_that_runs(
 def test_a_lost_answer_is_looked_after_once_more_when_it_cannot_land_any_more(
     make: Make, play: Play, problem: HpProblem, api: BalsamApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deephyper_balsam.evaluators import balsam
+    from deephyper_balsam.evaluators import trial_jobs
 
-    monkeypatch.setattr(balsam, "_DOUBT_S", 0.3)
+    monkeypatch.setattr(trial_jobs, "_DOUBT_S", 0.3)
     play(score, step_s=0.05)
     api.answer_after(2, 503, method="POST", path="jobs/")  # the first trials
     driving = Driving(make(problem), max_evals=40)

@@ -69,3 +69,18 @@ def test_looks_are_rare(watch: SiteWatch, api: BalsamApi) -> None:
     for _ in range(50):
         look(watch, api, 0.5)
     assert len(api.asked("GET", "sites/")) <= 6
+
+
+def test_each_site_whose_agent_is_silent_is_named(gateway: Gateway, site: VirtualSite, api: BalsamApi) -> None:
+    theta = VirtualSite(api, "theta")
+    watch = SiteWatch(gateway, {one.id: gateway.site(one.name) for one in (site, theta)})
+    for silent in ({theta.id}, {site.id, theta.id}):
+        look(watch, api, 6)
+        look(watch, api, 6)
+        api.silent_sites.update(silent)
+        for _ in range(8):
+            look(watch, api, 6)
+        assert set(watch.silent) == silent
+    assert watch.notice is not None
+    assert "site lab has" in watch.notice
+    assert "site theta has" in watch.notice

@@ -400,6 +400,14 @@ def test_a_trial_that_has_a_result_is_not_run_again(spec: dict[str, Any]) -> Non
     assert client.sent == []
 
 
+def test_a_job_that_another_one_has_replaced_is_not_evaluated(spec: dict[str, Any]) -> None:
+    client = Client()
+    outcome = run_trial(app_for(client, {"set_aside": {"why": "job 7 stands for the same trial"}}), spec, {"x": 2.0})
+    assert (outcome["objective"], outcome["failure"]) == (None, "not evaluated: job 7 stands for the same trial")
+    assert not Path("calls").exists()
+    assert client.sent == []
+
+
 def test_where_the_api_is_out_of_reach_the_return_value_brings_the_outcome(
     spec: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
