@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+import psutil
 import yaml
 
 from deephyper_balsam.errors import DeepHyperBalsamError, InputError
@@ -29,7 +32,7 @@ _CLOCK_SKEW_S = 10.0
 _PACKAGES = ("balsam", "deephyper_balsam", "dill", "psutil", "zmq")
 # What the scheduler and run classes call, by a part of the class's dotted path.
 _COMMANDS = {
-    "slurm": ("sbatch", "squeue", "scancel", "scontrol", "srun"),
+    "slurm": ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun"),
     "pbs": ("qsub", "qstat", "qdel"),
     "cobalt": ("qsub", "qstat", "qdel"),
     "theta": ("aprun",),
@@ -89,8 +92,12 @@ def _settings(path: Path) -> tuple[Any, Check]:
     try:
         settings = Settings(**yaml.safe_load(file.read_text()))
     except (OSError, TypeError, ValueError, ImportError, yaml.YAMLError) as error:
-        return None, Check("settings", False, f"{file}: {error}")
+        return None, Check("settings", False, f"{file}: {_one_line(error)}")
     return settings, Check("settings", True, f"{file} loads")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _folders(path: Path) -> Check:
@@ -123,7 +130,24 @@ def _names(path: Path, settings: Any) -> Check:
     if not settings.scheduler.allowed_queues or not settings.scheduler.allowed_projects:
         return Check("names", False, f"{path / SETTINGS_FILE} allows no queue or no project: no BatchJob can be made")
     queues, projects = settings.scheduler.allowed_queues, settings.scheduler.allowed_projects
+    unknown = _unknown_queues(settings.scheduler)
+    if unknown:
+        return Check(
+            "names",
+            False,
+            f"the scheduler has no queue {', '.join(unknown)}: see allowed_queues in {path / SETTINGS_FILE}",
+        )
     return Check("names", True, f"queues {', '.join(queues)}; projects {', '.join(projects)}")
+
+
+def _unknown_queues(scheduler: Any) -> list[str]:
+    """Return the queues that a BatchJob may name and the scheduler does not have, where it tells."""
+    ask = getattr(scheduler.scheduler_class, "known_queues", None)
+    try:
+        known = ask() if ask is not None else None
+    except Exception:  # a command that is missing or does not answer is another check's
+        return []
+    return [] if known is None else [queue for queue in scheduler.allowed_queues if queue not in known]
 
 
 def _without_comments(file: Path) -> str:
@@ -166,10 +190,39 @@ def _clock(client_path: str | Path | None) -> list[Check]:
 
 
 def _template(path: Path, settings: Any) -> Check:
-    name = settings.scheduler.job_template_path if settings.scheduler else "job-template.sh"
-    if not (path / name).is_file():
-        return Check("template", False, f"{path / name} does not exist")
-    return Check("template", True, f"{path / name}")
+    """Whether the job template can be read and filled, and what comes out is a script for bash."""
+    file = path / (settings.scheduler.job_template_path if settings.scheduler else "job-template.sh")
+    if not file.is_file():
+        return Check("template", False, f"{file} does not exist")
+    try:
+        text = _rendered(file, path)
+    except (OSError, UnicodeDecodeError) as error:
+        return Check("template", False, f"{file} cannot be read: {_one_line(error)}")
+    except Exception as error:  # jinja2's errors, and whatever an expression in it raises
+        return Check("template", False, f"{file} cannot be filled: {type(error).__name__}: {_one_line(error)}")
+    bash = subprocess.run(["/bin/bash", "-n"], input=text, capture_output=True, text=True)
+    if bash.returncode:
+        return Check("template", False, f"{file} makes no script for bash: {' '.join(bash.stderr.split())}")
+    return Check("template", True, f"{file}")
+
+
+def _rendered(file: Path, path: Path) -> str:
+    from jinja2 import Template
+
+    return Template(file.read_text(encoding="utf-8")).render(
+        project="PROJECT",
+        queue="QUEUE",
+        num_nodes=2,
+        wall_time_min=90,
+        job_mode="mpi",
+        filter_tags={"search": "NAME"},
+        partitions=None,
+        optional_params={},
+        balsam_site_path=path,
+        balsam_bin=Path(sys.executable).parent,
+        pg_bin=Path("/"),
+        launcher_cmd=f"{sys.executable} /launcher.py",
+    )
 
 
 def _commands(settings: Any) -> Check:
@@ -201,12 +254,34 @@ def _api_and_agent(site_id: int, path: Path, client_path: str | Path | None) -> 
 
 def _agent(last_refresh: str | None, path: Path) -> Check:
     start = f"start it with `balsam site start` in {path}"
-    if not (path / "balsam-service.pid").exists():
+    file = path / "balsam-service.pid"
+    try:
+        host, pid = file.read_text().split()
+    except FileNotFoundError:
         return Check("agent", False, f"the agent does not run: {start}")
+    except (OSError, ValueError):
+        return Check("agent", False, f"{file} is not readable: remove it, then {start}")
+    if host == socket.gethostname():
+        try:
+            python = Path(psutil.Process(int(pid)).cmdline()[0])
+        except (psutil.NoSuchProcess, ValueError, IndexError):
+            return Check("agent", False, f"the agent (pid {pid}) is gone: remove {file}, then {start}")
+        except psutil.AccessDenied:  # of another user: nobody can tell
+            python = Path(sys.executable)
+        if python.is_absolute() and not python.exists():
+            return Check(
+                "agent",
+                False,
+                f"the agent's Python {python} is gone, and launchers need it: `balsam site stop`, then {start}",
+            )
     age_s = math.inf
     if last_refresh is not None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)
         age_s = max(0.0, (now - datetime.fromisoformat(last_refresh)).total_seconds())
     if age_s > _AGENT_SILENT_S:
-        return Check("agent", False, f"the agent was last heard of {age_s / 60:.0f} min ago: {start}")
+        return Check("agent", False, f"the agent on {host} was last heard of {_ago(age_s)}: {start}")
     return Check("agent", True, f"the agent reported {age_s:.0f} s ago")
+
+
+def _ago(age_s: float) -> str:
+    return "never" if math.isinf(age_s) else f"{age_s / 60:.0f} min ago"

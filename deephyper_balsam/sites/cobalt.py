@@ -167,6 +167,13 @@ class CobaltScheduler(BatchScheduler):
         return parse_log(log.read_text(errors="replace"), job_id) if log and log.is_file() else None
 
     @classmethod
+    def known_queues(cls) -> set[str] | None:
+        """Ask ``qstat -Q``: a heading, a line, then a queue a line, its name first."""
+        answer = run_command(["qstat", "-Q"])
+        rows = answer.output.splitlines()[2:]
+        return None if answer.code else {row.split()[0] for row in rows if row.strip()}
+
+    @classmethod
     def delete_command(cls, job_id: int) -> list[str]:
         """Return the ``qdel`` command."""
         return ["qdel", str(job_id)]

@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 from balsam.platform import compute_node as balsams
 from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode
 
-from deephyper_balsam.sites.runs import EndsWithAllocation, launch_options, rank_script
+from deephyper_balsam.sites.runs import EndsWithAllocation, PinnedRun, launch_options, rank_script
 from deephyper_balsam.sites.scheduling import (
     BatchScheduler,
     Job,
     Request,
     State,
     clock_min,
+    id_in_last_line,
     local_seconds,
     queue_of,
     run_command,
@@ -79,8 +80,7 @@ def parse_submit(text: str) -> int:
     ValueError
         When there is no id.
     """
-    lines = text.strip().splitlines()
-    return int(lines[-1].partition(".")[0]) if lines else int("")
+    return id_in_last_line(text, ".")
 
 
 def queue_command(user: str) -> list[str]:
@@ -193,6 +193,13 @@ class PBSScheduler(BatchScheduler):
         return next((job for job in parse_jobs(answer.output, time.time()) if job.id == job_id), None)
 
     @classmethod
+    def known_queues(cls) -> set[str] | None:
+        """Ask ``qstat -Q``: two lines of heading, then a queue a line, its name first."""
+        answer = run_command(["qstat", "-Q"])
+        rows = answer.output.splitlines()[2:]
+        return None if answer.code else {row.split()[0] for row in rows if row.strip()}
+
+    @classmethod
     def delete_command(cls, job_id: int) -> list[str]:
         """Return the ``qdel`` command: SIGTERM to the job, then SIGKILL after the queue's kill delay."""
         return ["qdel", str(job_id)]
@@ -221,7 +228,9 @@ class PolarisNode(_Hosts, balsams.PolarisNode):  # type: ignore[misc]
 
 
 class AuroraNode(_Hosts, balsams.AuroraNode):  # type: ignore[misc]
-    """A node of Aurora: 104 cores, six GPUs of two tiles each."""
+    """A node of Aurora: 104 cores, of which the system keeps two, and six GPUs of two tiles each."""
+
+    cpu_ids: ClassVar[list[int]] = [core for core in range(104) if core not in (0, 52)]
 
 
 class PolarisRun(EndsWithAllocation):
@@ -269,6 +278,17 @@ class AuroraRun(PolarisRun):
     """The same on Aurora: tiles of GPUs, and no CPU binding of our own, for cores are set aside for the system."""
 
     gpu_variable: ClassVar[str] = "ZE_AFFINITY_MASK"
-    gpu_order: ClassVar[str] = "ZE_ENABLE_PCI_ID_DEVICE_ORDER=1"
-    node_cpus: ClassVar[int] = 104
+    # A mask of tiles, such as 3.1, counts them so only in this hierarchy
+    gpu_order: ClassVar[str] = "ZE_ENABLE_PCI_ID_DEVICE_ORDER=1 ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE"
+    node_cpus: ClassVar[int] = 102
     binds: ClassVar[bool] = False
+
+
+class AuroraPinnedRun(PinnedRun):
+    """A run of serial mode on Aurora."""
+
+    gpu_variable: ClassVar[str] = "ZE_AFFINITY_MASK"
+    gpu_environment: ClassVar[Mapping[str, str]] = {
+        "ZE_ENABLE_PCI_ID_DEVICE_ORDER": "1",
+        "ZE_FLAT_DEVICE_HIERARCHY": "COMPOSITE",
+    }

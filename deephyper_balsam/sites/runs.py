@@ -124,7 +124,21 @@ class EndsWithAllocation(SubprocessAppRun):  # type: ignore[misc]
 
 
 class PinnedRun(EndsWithAllocation, LocalRun):
-    """A run on the node that this process is on: pinned to the CPUs that it was given, ended with all it started."""
+    """A run on the node that this process is on: pinned to the CPUs that it was given, ended with all it started.
+
+    It sees its own GPUs alone. Balsam's own names them to CUDA, whatever machine it is.
+    """
+
+    gpu_variable: ClassVar[str] = "CUDA_VISIBLE_DEVICES"
+    gpu_environment: ClassVar[Mapping[str, str]] = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+    def _set_envs(self) -> None:
+        environment = {**os.environ, **self._envs, "OMP_NUM_THREADS": str(self._threads_per_rank)}
+        gpu_ids = self._node_spec.gpu_ids[0]
+        if gpu_ids:
+            environment.update(self.gpu_environment)
+            environment[self.gpu_variable] = ",".join(map(str, gpu_ids))
+        self._envs = environment
 
     def _pre_popen(self) -> None:
         wanted = set(self._node_spec.cpu_ids[0]) & os.sched_getaffinity(0)

@@ -203,6 +203,18 @@ def local_seconds(text: str, form: str) -> float | None:
         return None
 
 
+def id_in_last_line(text: str, separator: str) -> int:
+    """Return the number before `separator` in the last line, where batch systems print a new job's id.
+
+    Raises
+    ------
+    ValueError
+        When there is none.
+    """
+    lines = text.strip().splitlines()
+    return int(lines[-1].partition(separator)[0]) if lines else int("")
+
+
 class _Unchanged:
     """A status that agrees with whatever Balsam holds already: nothing is known that would change it."""
 
@@ -278,6 +290,11 @@ class BatchScheduler(SchedulerInterface):  # type: ignore[misc]
     @abstractmethod
     def delete_command(cls, job_id: int) -> list[str]:
         """Return the command that ends a job."""
+
+    @classmethod
+    def known_queues(cls) -> set[str] | None:
+        """Return the queues that the scheduler has; None when it does not tell."""
+        return None
 
     @classmethod
     def history(cls, job_id: int, script: Path | None) -> Job | None:

@@ -1,4 +1,4 @@
-"""Slurm: the classes that the site configs `slurm`, `perlmutter-cpu` and `perlmutter-gpu` name.
+"""Slurm: the classes that the site configs `slurm`, `perlmutter-cpu`, `perlmutter-gpu` and `frontier` name.
 
 They stand in for Balsam's own, which lose jobs: a failing ``sacct`` ends the agent's scheduler service, long account
 names merge with the next column and drop the row, an unknown state is no state, and ``srun`` gets neither launch
@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from deephyper_balsam.sites.scheduling import (
     Request,
     State,
     clock_min,
+    id_in_last_line,
     local_seconds,
     queue_of,
     run_command,
@@ -97,8 +99,7 @@ def parse_submit(text: str) -> int:
     ValueError
         When there is no id.
     """
-    lines = text.strip().splitlines()
-    return int(lines[-1].partition(";")[0]) if lines else int("")
+    return id_in_last_line(text, ";")
 
 
 def queue_command(user: str) -> list[str]:
@@ -219,6 +220,12 @@ class SlurmScheduler(BatchScheduler):
         raise SchedulerNonZeroReturnCode(f"scontrol ended with {answer.code}: {answer.said}")
 
     @classmethod
+    def known_queues(cls) -> set[str] | None:
+        """Ask ``sinfo`` for the partitions."""
+        answer = run_command(["sinfo", "--noheader", "--format=%R"])
+        return None if answer.code else set(answer.output.split())
+
+    @classmethod
     def history(cls, job_id: int, script: Path | None) -> Job | None:
         """Ask ``sacct``, which fails where there is no accounting database: then nobody knows."""
         answer = run_command(history_command(job_id), environment=_TIMES)
@@ -235,12 +242,19 @@ class SlurmQosScheduler(SlurmScheduler):
 
     queue_option: ClassVar[str] = "--qos"
 
+    @classmethod
+    def known_queues(cls) -> set[str] | None:
+        """Return None: only the accounting database knows the QOS, and not each user may ask it."""
+        return None
+
 
 class SlurmNode(ComputeNode):  # type: ignore[misc]
     """A node of a Slurm job. All nodes of a job are taken to be like the one that the launcher or worker runs on."""
 
     cpu_ids: ClassVar[list[int]] = cpu_ids()
     gpu_ids: ClassVar[list[int | str]] = []
+    # The GPUs of every node, in the order in which runs are given them; empty: those that Slurm says the job has
+    gpu_order: ClassVar[tuple[int, ...]] = ()
 
     @classmethod
     def get_job_nodelist(cls) -> list[SlurmNode]:
@@ -257,7 +271,7 @@ class SlurmNode(ComputeNode):  # type: ignore[misc]
         answer = run_command(["scontrol", "show", "hostnames", listed])
         if answer.code:
             raise RuntimeError(f"scontrol show hostnames {listed} ended with {answer.code}: {answer.said}")
-        gpus = list(range(gpus_on_node(os.environ)))
+        gpus = list(cls.gpu_order) or list(range(gpus_on_node(os.environ)))
         return [cls(name, name, gpu_ids=gpus) for name in answer.output.split()]
 
     @staticmethod
@@ -265,6 +279,16 @@ class SlurmNode(ComputeNode):  # type: ignore[misc]
         """Return this job's id."""
         value = os.environ.get("SLURM_JOB_ID", "")
         return int(value) if value.isdigit() else None
+
+
+class FrontierNode(SlurmNode):
+    """A node of Frontier: 64 cores, of which the system keeps the first of each eight, and eight GPUs.
+
+    The n-th seven cores share their cache with the n-th GPU of the order here.
+    """
+
+    cpu_ids: ClassVar[list[int]] = [core for core in range(64) if core % 8]
+    gpu_order: ClassVar[tuple[int, ...]] = (4, 5, 2, 3, 6, 7, 0, 1)
 
 
 def gpus_on_node(environ: Any) -> int:
@@ -356,3 +380,10 @@ class SlurmAmdRun(SlurmRun):
 
     gpu_variable: ClassVar[str] = "ROCR_VISIBLE_DEVICES"
     gpu_order: ClassVar[str] = ""
+
+
+class SlurmAmdPinnedRun(SlurmPinnedRun):
+    """A run of serial mode on AMD GPUs."""
+
+    gpu_variable: ClassVar[str] = "ROCR_VISIBLE_DEVICES"
+    gpu_environment: ClassVar[Mapping[str, str]] = {}

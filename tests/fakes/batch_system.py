@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ def install(folder: Path, kind: str) -> dict[str, str]:
     """Make the commands of ``"cobalt"`` or ``"pbs"`` in `folder`/bin; return the variables that make them found."""
     (folder / "bin").mkdir(parents=True)
     (folder / "jobs").mkdir()
+    names = [f"nid{number:05d}" for number in range(100, 108)] + [f"x3005c0s{number}b0n0" for number in range(8)]
+    (folder / "hosts").write_text(f"127.0.0.1 localhost {' '.join(names)} {socket.gethostname()}\n")
     for name in COMMANDS[kind]:
         script = folder / "bin" / name
         call = f"runpy.run_path({str(Path(__file__).resolve())!r})['main']({name!r}, sys.argv[1:])"
@@ -209,6 +212,22 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
+QUEUES = {
+    "cobalt": ("debug-cache-quad", "debug-flat-quad", "default"),
+    "pbs": ("debug", "prod", "medium", "preemptable"),
+}
+
+
+def list_queues(kind: str) -> None:
+    """Print what ``qstat -Q`` prints, as far as names go."""
+    Queue()
+    heading = {
+        "cobalt": "Name              Users  MinTime   MaxTime   MaxRunning  MaxQueued  MaxUserNodes  State",
+        "pbs": "Queue              Max   Tot Ena Str   Que   Run   Hld   Wat   Trn   Ext Type",
+    }[kind]
+    print(heading, "=" * len(heading), *(f"{name:18}  None" for name in QUEUES[kind]), sep="\n")
+
+
 def qstat_cobalt(words: list[str]) -> None:
     queue = Queue()
     _, numbers = options(words, "u A q")
@@ -298,13 +317,40 @@ def nodelist(_words: list[str]) -> None:
 # ---- aprun, mpiexec
 
 
+def on_node(host: str, command: list[str]) -> list[str]:
+    """Return `command` for a process whose machine has the name `host`, where that is possible."""
+    if not own_names():
+        return command
+    table = Path(os.environ["FAKE_BATCH"]) / "hosts"
+    script = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    return ["unshare", "--uts", "--mount", "bash", "-c", script, host, str(table), *command]
+
+
+def own_names() -> bool:
+    """Whether processes may be given host names of their own."""
+    return (
+        os.geteuid() == 0
+        and not subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode
+    )
+
+
 def launch(words: list[str], with_value: str, long: tuple[str, ...], rank: str, local: str) -> None:
-    """Start each rank here, as the launchers do on nodes; the first one's failure is the exit code."""
+    """Start each rank here, as the launchers do on nodes; the first one's failure is the exit code.
+
+    For root each has its node's name, which serial mode looks at.
+    """
     given, command = options(words, with_value, long)
     count = int(given["-n"][0])
     each = int(next(given[name][0] for name in ("-N", "--ppn") if name in given))
+    if "-L" in given:
+        hosts = [f"nid{int(number):05d}" for number in given["-L"][0].split(",")]
+    else:
+        hosts = given["--hosts"][0].split(",")
     ranks = [
-        subprocess.Popen(command, env={**os.environ, rank: str(number), local: str(number % each)})
+        subprocess.Popen(
+            on_node(hosts[number // each], command),
+            env={**os.environ, rank: str(number), local: str(number % each)},
+        )
         for number in range(count)
     ]
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in ranks])
@@ -317,6 +363,8 @@ def main(name: str, words: list[str]) -> None:
         launch(words, "n N L cc d j", (), "ALPS_APP_PE", "ALPS_APP_LOCAL")
     elif name == "mpiexec":
         launch(words, "n", ("ppn", "hosts", "cpu-bind", "depth"), "PMI_RANK", "PALS_LOCAL_RANKID")
+    elif name == "qstat" and words == ["-Q"]:
+        list_queues(kind)
     elif name in ("qsub", "qstat"):
         {"qsub": {"cobalt": qsub_cobalt, "pbs": qsub_pbs}, "qstat": {"cobalt": qstat_cobalt, "pbs": qstat_pbs}}[name][
             kind

@@ -2,93 +2,87 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites.configs import init_site
 from deephyper_balsam.sites.local import LocalStack
 
-from .conftest import stack_environment
+from .machine import Machine, machine
+from .waiting import wait_for
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 import batch_system
 
 pytestmark = pytest.mark.live
 
-PROBLEM = """
-from deephyper_balsam import HpProblem
-problem = HpProblem("bowl")
-problem.add_hyperparameter((-3.0, 3.0), "x")
-"""
-RUN = """
-import os
-def run(job):
-    rank = os.environ.get("PMI_RANK", os.environ.get("ALPS_APP_PE"))
-    return {"objective": -job["x"] ** 2, "metadata": {"rank": rank}}
-"""
+# A site config, the batch system that it is for, and one of its queues
+MACHINES = [("theta-knl-cobalt", "cobalt", "default"), ("polaris-pbs", "pbs", "prod")]
+MODES = [
+    "mpi",
+    pytest.param(
+        "serial",
+        marks=pytest.mark.skipif(not batch_system.own_names(), reason="nodes cannot be given names here: not root"),
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("config", "kind", "queue"), [("theta-knl-cobalt", "cobalt", "debug-cache-quad"), ("polaris-pbs", "pbs", "prod")]
-)
-def test_a_search_runs_on_two_nodes_of_a_machine_and_gives_them_back(
-    config: str, kind: str, queue: str, stack: LocalStack, tmp_path: Path
-) -> None:
-    batch = batch_system.install(tmp_path / "batch", kind)
-    env = {**stack_environment(stack), **batch}
-    site = init_site(tmp_path / "a site", config, config, client_path=stack.client_path, project="datascience")
-    settings = site.path / "settings.yml"
-    settings.write_text(re.sub(r"sync_period: \d+", "sync_period: 1", settings.read_text()))
-    template = site.path / "job-template.sh"
-    template.write_text(re.sub(r"export https?_proxy.*", "", template.read_text()))  # this API is near
-    (tmp_path / "problem.py").write_text(PROBLEM)
-    (tmp_path / "run.py").write_text(RUN)
-    with (site.path / "log" / "agent.out").open("wb") as output:
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "balsam.site.service.main"],
-            cwd=site.path,
-            env={**env, "BALSAM_SITE_PATH": str(site.path)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    name = f"on-{kind}"
-    try:
-        command = [sys.executable, "-m", "deephyper_balsam", "search", "run", name, "--problem", "problem.py"]
-        command += ["--run", "run.py", "--site", config, "--method", "random", "--max-evals", "4", "--nodes", "2"]
-        command += ["--wall-time-min", "10", "--queue", queue, "--project", "datascience"]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
-        logs = "\n".join(path.read_text()[-2000:] for path in (*site.path.glob("log/*"), *site.path.glob("qsubmit/*")))
-        assert done.returncode == 0, done.stdout + done.stderr + logs
-        assert "4 done" in done.stdout
-        show = [sys.executable, "-m", "deephyper_balsam", "search", "results", name, "--json"]
-        rows = json.loads(
-            subprocess.run(show, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
-        )
+@pytest.fixture(scope="module", params=MACHINES, ids=lambda params: params[0])
+def system(
+    request: pytest.FixtureRequest, stack: LocalStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    config, kind, queue = request.param
+    work = tmp_path_factory.mktemp(config)
+    batch = batch_system.install(work / "batch", kind)
+    with machine(stack, work, config, batch, queue=queue, project="datascience") as made:
+        try:
+            yield made
+        finally:
+            for path in (work / "batch" / "jobs").glob("*.json"):
+                (work / "batch" / f"{path.stem}.delete").touch()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_search_runs_on_two_nodes_of_a_machine_and_gives_them_back(system: Machine, mode: str) -> None:
+    name = f"{system.site_name}-{mode}"
+    said = system.finish(system.search(name, "--nodes", "2", "--job-mode", mode, "--max-evals", "4"))
+    assert "4 done" in said
+    rows = system.rows(name)
+    assert len(rows) == 4
+    if mode == "mpi":
         assert {row["m:rank"] for row in rows} == {"0"}  # each was started by the machine's own launcher
-        deadline, gateway = time.monotonic() + 90, Gateway(stack.client_path)
-        while (batch_job := gateway.batch_jobs([site.id])[0])["state"] != "finished":
-            assert time.monotonic() < deadline, batch_job
-            time.sleep(0.3)
-        assert batch_job["start_time"] is not None
-        assert batch_job["end_time"] is not None
-    finally:
-        for path in (tmp_path / "batch" / "jobs").glob("*.json"):
-            (tmp_path / "batch" / f"{path.stem}.delete").touch()
-        agent.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            agent.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(agent.pid, signal.SIGKILL)
-        agent.wait()
+    (batch_job,) = system.ended_batch_jobs(name)
+    assert {int(row["m:allocation"].partition(".")[0]) for row in rows} == {batch_job["scheduler_id"]}
+    assert batch_job["start_time"] is not None
+    assert batch_job["end_time"] is not None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_search_whose_allocation_is_deleted_is_finished_by_the_next_one(system: Machine, mode: str) -> None:
+    name = f"{system.site_name}-cut-{mode}"
+    with system.sign("hold"):
+        search = system.search(name, "--nodes", "2", "--job-mode", mode, "--max-evals", "5")
+        wait_for(lambda: system.running(name) == 2 and len(system.rows(name)) >= 2, "two evaluations that are held")
+        (running,) = system.batch_jobs(name)
+        subprocess.run(["qdel", str(running["scheduler_id"])], env=system.env, check=True)
+        wait_for(lambda: system.batch_jobs(name)[0]["state"] == "finished", "the first allocation's end")
+    said = system.finish(search)
+    assert "5 done" in said, [(row["job_id"], row["m:failure"]) for row in system.rows(name)]
+    first, second = system.ended_batch_jobs(name)
+    by_trial = {row["job_id"]: int(row["m:allocation"].partition(".")[0]) for row in system.rows(name)}
+    assert {by_trial[0], by_trial[1]} == {first["scheduler_id"]}
+    assert {by_trial[2], by_trial[3], by_trial[4]} == {second["scheduler_id"]}
+
+
+def test_two_allocations_at_once_share_a_search(system: Machine) -> None:
+    name = f"{system.site_name}-two"
+    with system.sign("meet"):
+        said = system.finish(system.search(name, "--nodes", "1", "--max-allocations", "2", "--max-evals", "6"))
+    assert "6 done" in said
+    ids = {row["scheduler_id"] for row in system.ended_batch_jobs(name)}
+    by_trial = {row["job_id"]: int(row["m:allocation"].partition(".")[0]) for row in system.rows(name)}
+    assert len(ids) == 2
+    assert {by_trial[0], by_trial[1]} == ids

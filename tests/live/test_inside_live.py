@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from deephyper_balsam.resources import folder
 from deephyper_balsam.sites.local import LocalStack
 
-from .machines import machine
+from .machine import machine
 from .waiting import wait_for
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
@@ -18,12 +20,6 @@ import batch_system
 
 pytestmark = pytest.mark.live
 
-RUN = """
-import os
-def run(job):
-    rank = os.environ.get("PMI_RANK", os.environ.get("ALPS_APP_PE"))
-    return {"objective": -job["x"] ** 2, "metadata": {"rank": rank}}
-"""
 COMMON = ["--problem", "problem.py", "--run", "run.py", "--method", "random", "--max-evals", "4"]
 
 
@@ -46,21 +42,24 @@ def test_a_search_runs_inside_an_allocation_by_job_script_and_by_submit(
     config: str, kind: str, queue: str, stack: LocalStack, tmp_path: Path
 ) -> None:
     system = batch_system.install(tmp_path / "batch", kind)
-    with machine(config, f"inside-{kind}", stack, tmp_path, system, RUN, project="datascience") as here:
+    with machine(stack, tmp_path, config, system, queue=queue, project="datascience") as here:
         try:
-            wait_for(lambda: here.gateway.site(here.site.name)["allowed_queues"], "the agent's word on queues")
+            wait_for(lambda: here.gateway.site(here.site_name)["allowed_queues"], "the agent's word on queues")
             by_script, by_submit = f"script-{kind}", f"submit-{kind}"
-            command = script_command(kind, queue, by_script, here.site.path, stack.env["BALSAM_CLIENT_PATH"])
-            queued = here.call(*command)
+            command = script_command(kind, queue, by_script, here.site, stack.env["BALSAM_CLIENT_PATH"])
+            path = f"{Path(sys.executable).parent}{os.pathsep}{here.env['PATH']}"
+            outside = {"cwd": tmp_path, "env": {**here.env, "PATH": path}, "capture_output": True, "text": True}
+            queued = subprocess.run(command, **outside, timeout=120)  # type: ignore[call-overload]
             assert queued.returncode == 0, queued.stderr
-            options = ["--site", here.site.name, "-n", "2", "-t", "10", "-q", queue, "-A", "datascience"]
-            submitted = here.search("submit", by_submit, *COMMON, *options)
+            options = ["--site", here.site_name, "-n", "2", "-t", "10", "-q", queue, "-A", "datascience"]
+            words = [sys.executable, "-m", "deephyper_balsam", "search", "submit", by_submit, *COMMON, *options]
+            submitted = subprocess.run(words, **outside, timeout=120)  # type: ignore[call-overload]
             assert submitted.returncode == 0, submitted.stderr
             rows = {
                 name: wait_for(
                     lambda name=name: [
                         row
-                        for row in here.gateway.batch_jobs([here.site.id], ["finished", "submit_failed"])
+                        for row in here.gateway.batch_jobs([here.site_id], ["finished", "submit_failed"])
                         if row["filter_tags"] == {"search": name}
                     ],
                     f"the end of {name}",
@@ -69,10 +68,10 @@ def test_a_search_runs_inside_an_allocation_by_job_script_and_by_submit(
             }
             for name in rows:
                 [row] = rows[name]
-                assert here.gathered(name) == [0, 1, 2, 3], here.logs()
+                trials = list(here.gateway.jobs({"search": name}))
+                assert sorted(row["data"]["gathered"]["order"] for row in trials) == [0, 1, 2, 3], here.logs()
                 assert (row["state"], row["num_nodes"]) == ("finished", 2), here.logs()
                 # Each was started by the machine's own launcher
-                trials = here.gateway.jobs({"search": name})
                 assert {trial["data"]["result"]["metadata"]["rank"] for trial in trials} == {"0"}
             assert "4 done" in (tmp_path / "script.out").read_text()
         finally:

@@ -1,8 +1,7 @@
-"""`deephyper-balsam modulefile`, in a shell with the real Environment Modules where there is one."""
+"""`deephyper-balsam modulefile`, in a shell with the real Environment Modules and Lmod where there are any."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,7 +13,9 @@ from click.testing import CliRunner
 from deephyper_balsam.cli import main
 from deephyper_balsam.cli.modulefile import module_text
 
-INIT = Path("/usr/share/modules/init/bash")
+# Environment Modules reads Tcl, Lmod reads both
+MODULES, LMOD = Path("/usr/share/modules/init/bash"), Path("/usr/share/lmod/lmod/init/bash")
+SYSTEMS = [("tcl", MODULES, ""), ("tcl", LMOD, ""), ("lmod", LMOD, ".lua")]
 
 
 def text(*options: str) -> str:
@@ -33,32 +34,30 @@ def test_both_forms_name_this_installation() -> None:
     assert 'prepend_path("PATH", ' in lmod
 
 
-@pytest.mark.skipif(not INIT.exists(), reason="environment-modules is not installed")
-def test_module_load_deephyper_brings_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "init", "suffix"), SYSTEMS)
+def test_module_load_deephyper_brings_the_command(form: str, init: Path, suffix: str, tmp_path: Path) -> None:
+    if not init.exists():
+        pytest.skip(f"no {init}: install environment-modules and lmod")
     where = tmp_path / "modulefiles" / "deephyper"
     where.mkdir(parents=True)
     odd = tmp_path / "a [soft] $folder"
     odd.mkdir()
     command = Path(sys.executable).with_name("deephyper-balsam")
     (odd / "deephyper-balsam").symlink_to(command)
-    (where / "0.1.0").write_text(text())
-    (where / "0.2.0").write_text(module_text("tcl", odd, "0.2.0"))
+    (where / f"0.1.0{suffix}").write_text(text(f"--{form}"))
+    (where / f"0.2.0{suffix}").write_text(module_text(form, odd, "0.2.0"))
     script = (
-        f"source {INIT} && module use '{where.parent}' && module load deephyper/$0 && "
+        f"source {init} && module use '{where.parent}' && module load deephyper/$0 && "
         "command -v deephyper-balsam && deephyper-balsam --version && module unload deephyper && "
         "! command -v deephyper-balsam"
     )
     for number, folder in (("0.1.0", command.parent), ("0.2.0", odd)):
         done = subprocess.run(
-            ["bash", "-c", script, number], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+            ["bash", "-c", script, number],
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.splitlines()[0] == str(folder / "deephyper-balsam")
         assert version("deephyper-balsam") in done.stdout
-
-
-@pytest.mark.skipif(shutil.which("luac") is None, reason="no Lua compiler")
-def test_the_lua_form_is_lua(tmp_path: Path) -> None:
-    file = tmp_path / "0.1.0.lua"
-    file.write_text(text("--lmod"))
-    subprocess.run(["luac", "-p", str(file)], check=True)

@@ -30,7 +30,8 @@ def render(config: SiteConfig, monkeypatch: pytest.MonkeyPatch, **values: object
 
 def test_the_machines_that_are_described() -> None:
     assert {config.name for config in CONFIGS} == {
-        *("local", "slurm", "perlmutter-cpu", "perlmutter-gpu", "theta-knl-cobalt", "polaris-pbs", "aurora-pbs")
+        *("local", "slurm", "perlmutter-cpu", "perlmutter-gpu", "frontier", "theta-knl-cobalt", "polaris-pbs"),
+        "aurora-pbs",
     }
 
 
@@ -133,3 +134,12 @@ def test_slurm_signals_the_launcher_in_time_unless_there_is_none(monkeypatch: py
     assert "#SBATCH --signal=B:TERM@60" in render(config, monkeypatch, wall_time_min=60)
     assert "--signal" not in render(config, monkeypatch, wall_time_min=2)
     assert "--gpus-per-node=4" in render(config, monkeypatch, gpus_per_node="4")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_every_script_of_the_project_satisfies_shellcheck() -> None:
+    top = Path(__file__).parents[2]
+    scripts = [top / ".ci" / "run", *top.glob("jobscripts/*.sh"), *top.glob("tests/**/*.sh")]
+    assert len(scripts) > 4
+    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -1,7 +1,10 @@
-"""A real Slurm on this machine for a few tests: munge, a controller and virtual nodes, in one temporary folder.
+"""A real Slurm on this machine for a few tests: munge, a controller and three virtual nodes, in one temporary folder.
 
 It needs root and the Debian packages slurmctld, slurmd, slurm-client and munge; no systemd, no accounting database. All
-nodes are this machine: each ``slurmd`` runs under a host name of its own, with ports that were free.
+nodes are this machine: each ``slurmd`` runs under a host name of its own, with ports that were free. Each has two GPUs
+for Slurm, which are plain files.
+
+``python -m tests.live.slurm.lab`` starts one to try things on, until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-NUM_NODES = 2
+NUM_NODES = 3
 CPUS = 4
+GPUS = 2
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "munged", "unshare")
-_MUNGE_SOCKET = Path("/run/munge/munge.socket.2")
+_MUNGE_FILES = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 
 
 def missing() -> str | None:
@@ -41,7 +45,6 @@ class SlurmLab:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))
         self.nodes = [f"nid{number:06d}" for number in range(1, NUM_NODES + 1)]
         self._started: list[subprocess.Popen[bytes]] = []
-        self._made_munge_folder = False
 
     @property
     def env(self) -> dict[str, str]:
@@ -89,8 +92,6 @@ class SlurmLab:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
-        if self._made_munge_folder:
-            shutil.rmtree("/run/munge", ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, name: str, command: Sequence[str]) -> None:
@@ -107,13 +108,16 @@ class SlurmLab:
             )
 
     def _start_munge(self) -> None:
-        if _MUNGE_SOCKET.exists() and subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
-            return  # the machine's own
-        subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge"], check=True)
-        self._made_munge_folder = True
-        self._start("munged", ["runuser", "-u", "munge", "--", "munged", "--foreground", "--force"])
+        """Start a munge of its own: another cluster on this machine may come and go beside it."""
+        folder = self.folder / "munge"
+        folder.mkdir(mode=0o755)
+        (folder / "key").write_bytes(os.urandom(128))
+        (folder / "key").chmod(0o400)
+        files = [f"--{kind}={folder / name}" for kind, name in _MUNGE_FILES.items()]
+        self._start("munged", ["munged", "--foreground", "--force", *files])
+        probe = ["munge", "-n", f"--socket={folder / 'socket'}"]
         deadline = time.monotonic() + 20
-        while subprocess.run(["munge", "-n"], capture_output=True).returncode:
+        while subprocess.run(probe, capture_output=True).returncode:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"munged did not start; its logs:\n{self.logs()}")
             time.sleep(0.2)
@@ -122,9 +126,13 @@ class SlurmLab:
         host = socket.gethostname().split(".")[0]
         controller, *ports = _free_ports(NUM_NODES + 1)
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} State=UNKNOWN"
+            f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} Gres=gpu:{GPUS}"
             for node, port in zip(self.nodes, ports, strict=True)
         )
+        gpus = [self.folder / f"gpu{number}" for number in range(GPUS)]
+        for gpu in gpus:
+            gpu.touch()
+        (self.folder / "gres.conf").write_text("".join(f"Name=gpu File={gpu}\n" for gpu in gpus))
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(self.nodes)}\n")
         (self.folder / "slurm.conf").write_text(f"""
 ClusterName=lab
@@ -132,6 +140,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
 AuthType=auth/munge
+AuthInfo=socket={self.folder}/munge/socket
 StateSaveLocation={self.folder}/state
 SlurmdSpoolDir={self.folder}/spool/%n
 SlurmctldPidFile={self.folder}/run/slurmctld.pid
@@ -146,6 +155,7 @@ ReturnToService=2
 KillWait=15
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+GresTypes=gpu
 SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
 FirstJobId={10_000 + int(time.time()) % 1_000_000 * 10}
@@ -162,3 +172,19 @@ def _free_ports(count: int) -> list[int]:
     for made in sockets:
         made.close()
     return ports
+
+
+if __name__ == "__main__":
+    reason = missing()
+    if reason:
+        raise SystemExit(f"No Slurm here: {reason}.")
+    lab = SlurmLab()
+    try:
+        lab.up()
+        print(f"A Slurm with {NUM_NODES} nodes runs until Ctrl-C. In another shell:")
+        print(f"  export SLURM_CONF={lab.env['SLURM_CONF']}")
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        lab.down()
