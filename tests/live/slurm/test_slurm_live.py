@@ -15,9 +15,9 @@ import pytest
 
 from deephyper_balsam.resources import folder
 from deephyper_balsam.sites.local import LocalStack
-
 from live.machine import Machine, machine
 from live.waiting import wait_for
+
 from .lab import GPUS, SlurmLab, missing
 
 pytestmark = [pytest.mark.live, pytest.mark.slurm]
