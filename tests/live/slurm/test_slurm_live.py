@@ -18,7 +18,7 @@ from deephyper_balsam.sites.local import LocalStack
 from live.machine import Machine, machine
 from live.waiting import wait_for
 
-from .lab import GPUS, SlurmLab, missing
+from .lab import SlurmLab, missing
 
 pytestmark = [pytest.mark.live, pytest.mark.slurm]
 
@@ -41,12 +41,8 @@ def lab() -> Iterator[SlurmLab]:
 
 @pytest.fixture(scope="module")
 def cluster(lab: SlurmLab, stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The site, with the setting of a cluster whose GPUs must be asked for."""
     work = tmp_path_factory.mktemp("on slurm")
-    gpus = {'gpus_per_node: ""': f'gpus_per_node: "{GPUS}"'}
-    with machine(
-        stack, work, "slurm", lab.env, queue="regular", project=ACCOUNT, fill_in_queue=True, settings=gpus
-    ) as made:  # fmt: skip
+    with machine(stack, work, "slurm", lab.env, queue="regular", project=ACCOUNT, fill_in_queue=True) as made:
         try:
             yield made
         finally:
