@@ -209,7 +209,7 @@ def _template(path: Path, settings: Any) -> Check:
 def _rendered(file: Path, path: Path) -> str:
     from jinja2 import Template
 
-    return Template(file.read_text(encoding="utf-8")).render(
+    text: str = Template(file.read_text(encoding="utf-8")).render(
         project="PROJECT",
         queue="QUEUE",
         num_nodes=2,
@@ -223,6 +223,7 @@ def _rendered(file: Path, path: Path) -> str:
         pg_bin=Path("/"),
         launcher_cmd=f"{sys.executable} /launcher.py",
     )
+    return text
 
 
 def _commands(settings: Any) -> Check:

@@ -124,8 +124,8 @@ def _parse_entry(number: int, entry: Mapping[str, Any], now: float) -> Job:
     queued = local_seconds(str(entry.get("qtime", "")), _TIME_FORM)
     status = str(entry.get("Exit_status", ""))
     exit_code = int(status) if re.fullmatch(r"-?\d+", status) else None
-    # Over 256 a signal ended it, below 0 PBS itself
-    if state is State.FINISHED and exit_code is not None and 0 < exit_code < 256:
+    # Over 128 (a shell's word) or 256 (PBS's) a signal ended it, below 0 PBS itself
+    if state is State.FINISHED and exit_code is not None and 0 < exit_code < 128:
         state = State.FAILED
     ended = None
     if not state.alive:

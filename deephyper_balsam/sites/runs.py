@@ -131,6 +131,7 @@ class PinnedRun(EndsWithAllocation, LocalRun):
 
     gpu_variable: ClassVar[str] = "CUDA_VISIBLE_DEVICES"
     gpu_environment: ClassVar[Mapping[str, str]] = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    _envs: dict[str, str]
 
     def _set_envs(self) -> None:
         environment = {**os.environ, **self._envs, "OMP_NUM_THREADS": str(self._threads_per_rank)}

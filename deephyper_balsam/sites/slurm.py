@@ -347,6 +347,7 @@ class SlurmRun(_EndsWithSlurmJob):
             "--export=ALL",
             "--kill-on-bad-exit=1",
             *self._binding(),
+            *self._gpus(),
             *launch_options(self._launch_params, without=("cpu-bind",)),
         ]
         gpu_ids = list(self._node_spec.gpu_ids[0])
@@ -354,6 +355,12 @@ class SlurmRun(_EndsWithSlurmJob):
             self._cmdline, gpu_ids, int(self._gpus_per_rank), self.gpu_variable, "SLURM_LOCALID", self.gpu_order
         )
         return f"exec {shlex.join(words)} bash -c {shlex.quote(text)}"
+
+    def _gpus(self) -> list[str]:
+        """All of the node's: a step of a job that did not name its GPUs has none, nor has the worker of serial mode."""
+        given = any(key.lstrip("-").startswith(("gpu", "gres")) for key in self._launch_params)
+        count = gpus_on_node(os.environ)
+        return [f"--gpus-per-node={count}"] if count and not given else []
 
     def _cpus_per_task(self) -> int:
         ranks, threads = max(1, int(self._ranks_per_node)), max(1, int(self._threads_per_rank))

@@ -46,21 +46,6 @@ def system(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_search_runs_on_two_nodes_of_a_machine_and_gives_them_back(system: Machine, mode: str) -> None:
-    name = f"{system.site_name}-{mode}"
-    said = system.finish(system.search(name, "--nodes", "2", "--job-mode", mode, "--max-evals", "4"))
-    assert "4 done" in said
-    rows = system.rows(name)
-    assert len(rows) == 4
-    if mode == "mpi":
-        assert {row["m:rank"] for row in rows} == {"0"}  # each was started by the machine's own launcher
-    (batch_job,) = system.ended_batch_jobs(name)
-    assert {int(row["m:allocation"].partition(".")[0]) for row in rows} == {batch_job["scheduler_id"]}
-    assert batch_job["start_time"] is not None
-    assert batch_job["end_time"] is not None
-
-
-@pytest.mark.parametrize("mode", MODES)
 def test_a_search_whose_allocation_is_deleted_is_finished_by_the_next_one(system: Machine, mode: str) -> None:
     name = f"{system.site_name}-cut-{mode}"
     with system.sign("hold"):
@@ -72,7 +57,13 @@ def test_a_search_whose_allocation_is_deleted_is_finished_by_the_next_one(system
     said = system.finish(search)
     assert "5 done" in said, [(row["job_id"], row["m:failure"]) for row in system.rows(name)]
     first, second = system.ended_batch_jobs(name)
-    by_trial = {row["job_id"]: int(row["m:allocation"].partition(".")[0]) for row in system.rows(name)}
+    for batch_job in (first, second):
+        assert batch_job["start_time"] is not None
+        assert batch_job["end_time"] is not None
+    rows = system.rows(name)
+    if mode == "mpi":
+        assert {row["m:rank"] for row in rows} == {"0"}  # each was started by the machine's own launcher
+    by_trial = {row["job_id"]: int(row["m:allocation"].partition(".")[0]) for row in rows}
     assert {by_trial[0], by_trial[1]} == {first["scheduler_id"]}
     assert {by_trial[2], by_trial[3], by_trial[4]} == {second["scheduler_id"]}
 

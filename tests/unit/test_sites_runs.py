@@ -57,6 +57,47 @@ def test_the_worker_of_serial_mode_is_given_its_whole_node(tmp_path: Path, monke
     assert polaris[polaris.index("--cpu-bind") + 1] == "none"
 
 
+def test_a_step_is_given_the_gpus_of_its_job_unless_its_application_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    assert "--gpus-per-node=4" in shlex.split(make(slurm.SlurmRun, tmp_path)._build_cmdline())
+    words = shlex.split(make(slurm.SlurmRun, tmp_path, launch_params={"gpus-per-task": 1})._build_cmdline())
+    assert [word for word in words if word.startswith("--gpu")] == ["--gpus-per-task=1"]
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE")
+    assert "--gpu" not in make(slurm.SlurmRun, tmp_path)._build_cmdline()
+
+
+@pytest.mark.parametrize(
+    ("cls", "variable"),
+    [
+        (slurm.SlurmPinnedRun, "CUDA_VISIBLE_DEVICES"),
+        (slurm.SlurmAmdPinnedRun, "ROCR_VISIBLE_DEVICES"),
+        (pbs.AuroraPinnedRun, "ZE_AFFINITY_MASK"),
+    ],
+)
+def test_a_run_of_serial_mode_sees_its_gpus_by_the_name_of_its_machine(
+    cls: type, variable: str, tmp_path: Path
+) -> None:
+    spec = NodeSpec(node_ids=["n"], hostnames=["n"], cpu_ids=[[0]], gpu_ids=[["1.0", "1.1"]])
+    run = make(cls, tmp_path, node_spec=spec, ranks_per_node=1, cmdline=f"echo ${variable}")
+    run.start()
+    assert run.wait(timeout=30) == 0
+    assert (tmp_path / "job.out").read_text().strip() == "1.0,1.1"
+
+
+def test_frontiers_runs_get_cores_beside_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "frontier1")
+    monkeypatch.setattr(slurm, "run_command", lambda command, **_: Answer(0, "frontier1\n", ""))
+    (node,) = slurm.FrontierNode.get_job_nodelist()
+    given = [node.assign(job, num_cpus=7, num_gpus=1, occupancy=1 / 8) for job in range(8)]
+    assert [(min(part["cpu_ids"]), max(part["cpu_ids"]), *part["gpu_ids"]) for part in given[:2]] == [
+        (1, 7, 4),
+        (9, 15, 5),
+    ]
+    assert (min(given[7]["cpu_ids"]), given[7]["gpu_ids"]) == (57, [1])
+
+
 @pytest.mark.parametrize(
     ("cls", "local_rank", "variable"),
     [

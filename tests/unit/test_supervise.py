@@ -14,23 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
+from gone import is_gone
 
 from deephyper_balsam.supervise import Ending, OutputFilter, supervise
 
 Began = Callable[[], None]
-
-
-def is_gone(pid: int) -> bool:
-    """Return whether a process ended within a few seconds; one that nobody waited for has ended too."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def python(code: str, **more: Any) -> subprocess.CompletedProcess[bytes]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import orjson
-import psutil
 import pytest
+from gone import is_gone
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
@@ -327,19 +327,6 @@ def test_a_run_within_its_time_leaves_no_timer() -> None:
 def test_the_timeout_passes_through_code_that_is_not_evaluated() -> None:
     with pytest.raises(TrialTimeout, match=r"timed out after 0\.1 s"), time_limit(0.1):
         time.sleep(10)
-
-
-def is_gone(pid: int) -> bool:
-    """Return whether a process ended within a few seconds; one that nobody waited for has ended too."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 # --- inside Balsam ---------------------------------------------------------------------------------------------------
