@@ -137,7 +137,7 @@ def progress(trials: Trials, by: str) -> Spec:
     layers.append(
         {
             "transform": [{"filter": "datum.o === null"}],
-            "mark": {"type": "point", "shape": _CROSS, "stroke": _colour("quiet"), "fill": None, "size": 30, "opacity": 1},
+            "mark": {"type": "point", "shape": _CROSS, "stroke": _colour("quiet"), "fill": None, "size": 24, "strokeWidth": 1.2, "opacity": 1},
             "encoding": {"x": x, "y": {"value": {"expr": "height - 5"}}, "tooltip": [{"field": "n", "title": "failed trial"}]},
         }
     )
