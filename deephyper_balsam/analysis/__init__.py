@@ -1,1 +1,1 @@
-"""What a search found, to look at: importances, figures, the report, several searches side by side. No Balsam needed."""
+"""What searches found, to look at: importances, figures, the report, a comparison. No Balsam needed."""

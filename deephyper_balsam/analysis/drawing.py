@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from deephyper_balsam.errors import InputError
@@ -24,6 +24,19 @@ def _library() -> Any:
     return vl_convert
 
 
+def check_drawing(output: Path | None = None) -> None:
+    """Refuse before anything is read: the library is not installed, or `output` is no picture that it draws.
+
+    Raises
+    ------
+    InputError
+        It says what to install, or names the suffixes.
+    """
+    if output is not None and output.suffix.lower() not in SUFFIXES:
+        raise InputError(f"A figure's file must end in one of {', '.join(SUFFIXES)}, but got {output.name!r}.")
+    _library()
+
+
 def to_vega(spec: dict[str, Any]) -> dict[str, Any]:
     """Return the Vega specification of a Vega-Lite one, which a page draws without Vega-Lite."""
     return dict(_library().vegalite_to_vega(spec, vl_version=_VEGA_LITE))
@@ -37,18 +50,10 @@ def vega_library() -> str:
 
 
 def draw(spec: dict[str, Any], suffix: str) -> bytes:
-    """Return a figure as a PDF, PNG or SVG file.
-
-    Raises
-    ------
-    InputError
-        When `suffix` is none of `SUFFIXES`, or the library is not installed.
-    """
+    """Return a figure as a file of one of the `SUFFIXES`."""
     library = _library()
     if suffix == ".svg":
         return str(library.vegalite_to_svg(spec, vl_version=_VEGA_LITE)).encode()
     if suffix == ".png":
         return bytes(library.vegalite_to_png(spec, vl_version=_VEGA_LITE, scale=_PNG_SCALE))
-    if suffix == ".pdf":
-        return bytes(library.vegalite_to_pdf(spec, vl_version=_VEGA_LITE))
-    raise InputError(f"A figure's file must end in one of {', '.join(SUFFIXES)}, but got {json.dumps(suffix)}.")
+    return bytes(library.vegalite_to_pdf(spec, vl_version=_VEGA_LITE))

@@ -1,14 +1,15 @@
 """Which hyperparameters matter: functional ANOVA of a random forest that learnt the trials.
 
-Hutter, Hoos, Leyton-Brown, *An Efficient Approach for Assessing Hyperparameter Importance* (ICML 2014). Each tree cuts the
-space into boxes of constant value, so the mean over any hyperparameters is a sum over boxes and needs no sampling.
+Hutter, Hoos, Leyton-Brown, *An Efficient Approach for Assessing Hyperparameter Importance* (ICML 2014). Each tree cuts
+the space into boxes of constant value, so the mean over any hyperparameters is a sum over boxes and needs no sampling.
 
 - The space is the unit cube: each hyperparameter is uniform on [0, 1] in its own scale (logarithmic if it is), and each
-  choice owns an equal share. Choices stand in the order of their mean objective, so that one cut parts the good from the bad.
-- A hyperparameter that is inactive has no effect: the forest sees such a trial several times, with values drawn at random.
+  choice owns an equal share. Choices stand in the order of their mean objective, so that one cut parts good from bad.
+- An inactive hyperparameter has no effect: the forest sees such a trial several times, with values drawn at random.
 - Trials without an objective are left out. Where they lie is a question of its own: `Landscape.of_failures`.
 - An optimizer's trials crowd near the optimum. The integral over the space gives each region its due once the forest
-  knows it; to weigh trials by the room around them as well was tried and gained nothing. `explained` says how far to trust.
+  knows it; to weigh trials by the room around them as well was tried and gained nothing. `explained` says how far to
+  trust it.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Landscape:
         return _ranked([(column.name,) for column in self.columns], each, self._totals())
 
     def pairs(self) -> list[Share]:
-        """Return the share of pairs of the `MOST_PAIRED` greatest, beyond what each explains alone; the greatest first."""
+        """Return the share of each pair among the `MOST_PAIRED` greatest, beyond what each explains alone; ranked."""
         greatest = {share.names[0] for share in self.shares()[:MOST_PAIRED]}
         members = [j for j, column in enumerate(self.columns) if column.name in greatest]
         both = list(combinations(members, 2))
@@ -317,5 +318,7 @@ class _Boxes:
         return (edges[1:] + edges[:-1]) / 2, np.diff(edges)
 
     def _inside(self, j: int, points: FloatArray) -> FloatArray:
-        inside = (self.lower[:, j, None] <= points) & ((points < self.upper[:, j, None]) | (self.upper[:, j, None] == 1))
-        return inside.astype(np.float64)
+        inside = (self.lower[:, j, None] <= points) & (
+            (points < self.upper[:, j, None]) | (self.upper[:, j, None] == 1)
+        )
+        return np.asarray(inside, dtype=np.float64)

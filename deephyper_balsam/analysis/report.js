@@ -57,7 +57,7 @@ async function drawFigures(data) {
   const charts = JSON.parse(byId("charts").textContent);
   const renderer = data.rows.n.length > 1500 ? "canvas" : "svg";
   for (const place of document.querySelectorAll("[data-chart]")) {
-    const { spec, data: uses } = charts[place.dataset.chart];
+    const { spec, needsTrials: uses } = charts[place.dataset.chart];
     if (uses) spec.data.find((one) => one.name === "trials").values = rowsOf(data, spec);
     for (const one of spec.signals) if (COLOURS.includes(one.name)) one.value = colour(one.name);
     const { view } = await vegaEmbed(place, spec, { mode: "vega", renderer, tooltip, actions: false, defaultStyle: false });
@@ -97,7 +97,8 @@ function openTrial(data, number) {
   data.columns.forEach((name, i) => {
     if (line[i] === null) return;
     if (name.startsWith("p:")) config[name.slice(2)] = line[i];
-    rows.push(make("tr", {}, make("th", { scope: "row" }, heading(name)), make("td", {}, name.startsWith("p:") && typeof line[i] === "number" ? String(line[i]) : shown(line[i]))));
+    const whole = name.startsWith("p:") && typeof line[i] === "number" ? String(line[i]) : shown(line[i]);
+    rows.push(make("div", {}, make("dt", {}, heading(name)), make("dd", {}, whole)));
   });
   const close = make("button", { type: "button" }, "Close");
   close.addEventListener("click", () => byId("trial").close());
@@ -105,7 +106,7 @@ function openTrial(data, number) {
   byId("trial").replaceChildren(
     make("h2", { id: "trial-title" }, `Trial ${number}`),
     make("p", { class: "actions" }, copyButton("Copy configuration as JSON", JSON.stringify(config, null, 2)), close),
-    make("table", { class: "plain" }, ...rows),
+    make("dl", { class: "values" }, ...rows),
     ...(trace ? [make("h3", {}, "Traceback"), make("pre", { tabindex: 0 }, trace)] : []),
   );
   byId("trial").showModal();
@@ -135,6 +136,7 @@ function condition(term, data) {
 function table(data) {
   const state = { column: data.columns.indexOf("objective"), up: false, page: 0, kept: data.lines, picked: null };
   const numeric = data.columns.map((_, i) => data.lines.every((line) => line[i] === null || typeof line[i] === "number"));
+  const kind = (i) => `${numeric[i] ? "number" : ""} ${data.columns[i].startsWith("m:") ? "aside" : ""}`;
   // What a person looks for first stands first: number, objective, status, then the hyperparameters.
   const first = ["job_id", "objective", "job_status"];
   const rest = data.columns.filter((name) => !first.includes(name));
@@ -146,7 +148,7 @@ function table(data) {
       state.column = i;
       sort();
     });
-    return make("th", { scope: "col", ...(numeric[i] ? { class: "number" } : {}) }, button);
+    return make("th", { scope: "col", class: kind(i) }, button);
   });
   byId("table").tHead.replaceChildren(make("tr", {}, ...heads));
 
@@ -190,7 +192,7 @@ function table(data) {
       button.addEventListener("click", () => openTrial(data, line[i]));
       return make("td", { class: "number" }, button);
     }
-    const attributes = numeric[i] ? { class: line[i] === null ? "number empty" : "number" } : line[i] === null ? { class: "empty" } : {};
+    const attributes = { class: `${kind(i)} ${line[i] === null ? "empty" : ""}` };
     if (typeof line[i] === "string" && line[i].length > 40) attributes.title = line[i];
     return make("td", attributes, shown(line[i]));
   }
@@ -313,16 +315,16 @@ function parallel(data, onPick) {
     const hit = make("rect", { class: "reach", x: x[a] - 16, width: 32, y: y(1) - 8, height: HEIGHT * (1 + (axis.missing ? BELOW : 0)) + 16 });
     const ends = [0, 1].map((side) => {
       const end = make("rect", {
-        class: "end", width: 16, height: 7, rx: 3, x: x[a] - 8, tabindex: 0, role: "slider", "aria-orientation": "vertical",
+        class: "end", width: 14, height: 6, rx: 3, x: x[a] - 7, tabindex: 0, role: "slider", "aria-orientation": "vertical",
         "aria-label": `${axis.name}, ${side ? "highest" : "lowest"}`, "aria-valuemin": lowest[a], "aria-valuemax": 1,
       });
       end.addEventListener("keydown", (event) => key(event, a, side));
       return end;
     });
-    const missing = axis.missing ? [text("", 8, y(-BELOW) + 4, axis.missing)] : [];
+    const missing = axis.missing ? [text("", 11, y(-BELOW) + 4, axis.missing)] : [];
     groups[a].replaceChildren(
       name, make("line", { x1: x[a], x2: x[a], y1: y(1), y2: y(lowest[a]) }), brush,
-      ...few.map((where) => text("", 8, y(where) + 4, valueAt(axis, where))), ...missing, hit, ...ends,
+      ...few.map((where) => text("", 11, y(where) + 4, valueAt(axis, where))), ...missing, hit, ...ends,
     );
     hit.addEventListener("pointerdown", (event) => drag(event, a));
     ends.forEach((end) => end.addEventListener("pointerdown", (event) => drag(event, a)));
@@ -337,7 +339,7 @@ function parallel(data, onPick) {
     brush.setAttribute("y", y(high));
     brush.setAttribute("height", isFree(a) ? 0 : Math.max(y(low) - y(high), 2));
     [low, high].forEach((where, side) => {
-      ends[side].setAttribute("y", y(where) - (side ? 7 : 0));
+      ends[side].setAttribute("y", y(where) - (side ? 6 : 0));
       ends[side].setAttribute("aria-valuenow", where.toFixed(3));
       ends[side].setAttribute("aria-valuetext", valueAt(axes[a], where));
     });

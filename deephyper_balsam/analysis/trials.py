@@ -111,7 +111,9 @@ class Trials:
     @cached_property
     def shown(self) -> list[float]:
         """Objectives of `done`, raised to the floor where they lie below it."""
-        return [float(one) for one in (self.objectives if self.floor is None else np.maximum(self.objectives, self.floor))]
+        return [
+            float(one) for one in (self.objectives if self.floor is None else np.maximum(self.objectives, self.floor))
+        ]
 
 
 def _end(line: Line) -> float:
@@ -173,7 +175,11 @@ def position(column: Column, value: Any) -> float:
 
 def time_unit(seconds: float) -> tuple[str, float]:
     """Return the unit in which so long a time is read, and its seconds."""
-    for name, length, least in (("days", 86400.0, 3 * 86400.0), ("hours", 3600.0, 2 * 3600.0), ("minutes", 60.0, 120.0)):
+    for name, length, least in (
+        ("days", 86400.0, 3 * 86400.0),
+        ("hours", 3600.0, 2 * 3600.0),
+        ("minutes", 60.0, 120.0),
+    ):
         if seconds >= least:
             return name, length
     return "seconds", 1.0

@@ -29,6 +29,7 @@ ALL = dict(commands(main))
 WITHOUT_DEFAULT = {
     ("search", "run"): {"file", "problem", "site"},
     ("search", "results"): {"output"},
+    ("search", "plot"): {"output"},
 }
 
 
