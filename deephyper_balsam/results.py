@@ -78,6 +78,15 @@ def legacy_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.D
     return legacy.rename(columns={**{name: name[2:] for name in names}, "m:timestamp_end": "elapsed_sec"})
 
 
+def deephyper_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.DataFrame:
+    """Return the table as DeepHyper's readers want it: trials that ended; a failed one has ``F_`` and why as objective."""
+    ended = [line for line in lines if line["job_status"] in ("DONE", "FAILED")]
+    failed = [
+        {**line, "objective": f"F_{line.get('m:failure')}"} if line["objective"] is None else line for line in ended
+    ]
+    return table(failed, hyperparameters)
+
+
 EXPORTS = (".csv", ".json", ".parquet")
 """Files that `export` writes, by suffix."""
 

@@ -17,14 +17,14 @@ from deephyper_balsam.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
 
-_SAME = ("problem", "method", "options", "run")
+_SAME = ("problem", "method", "options", "run", "num_workers")
 _POINTS = 200
 _COLOURS = ("#2456d6", "#d9730d", "#2a9d74", "#8a5cd1", "#b4235a", "#64748b", "#0e8ba0", "#a3801a")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Searches that differ only in their seed.
+    """Searches that differ only in their seed: the same problem, run function, method, options and workers.
 
     Attributes
     ----------

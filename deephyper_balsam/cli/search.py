@@ -378,21 +378,26 @@ def best(name: str, count: int, as_json: bool) -> None:
     help="Write to this .csv, .json or .parquet file instead of the screen.",
 )
 @click.option("--legacy", is_flag=True, help="The columns of the 2018 DeepHyper.")
+@click.option(
+    "--deephyper", is_flag=True, help="As DeepHyper's readers want it: ended trials, F_ and why for failures."
+)
 @json_option
-def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None:
+def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_json: bool) -> None:
     """Print the table of the search NAME as CSV, or as a JSON list of rows; or write it to a file.
 
     \b
     Example:
       deephyper-balsam search results digits-1 -o digits-1.csv
     """
-    from deephyper_balsam.results import check_export, export, legacy_table, rows_of, table
+    from deephyper_balsam.results import check_export, deephyper_table, export, legacy_table, rows_of, table
 
+    if legacy and deephyper:
+        raise SettingsError("Give --legacy or --deephyper, not both: they are different tables.")
     if output is not None:
         check_export(output)
     _, record, lines = _read(name)
     names = record.settings["problem"]["hyperparameters"]
-    frame = (legacy_table if legacy else table)(lines, names)
+    frame = (legacy_table if legacy else deephyper_table if deephyper else table)(lines, names)
     if as_json:
         echo_json(rows_of(frame))
     elif output is not None:
