@@ -79,12 +79,16 @@ def legacy_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.D
 
 
 def deephyper_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.DataFrame:
-    """Return the table as DeepHyper's readers want it: trials that ended; a failed one has ``F_`` and why as objective."""
+    """Return the table as DeepHyper reads it: what ended, as it was gathered; a failure's objective is ``F_`` and why.
+
+    The order matters: DeepHyper 0.13's `plot_search_trajectory_single_objective_hpo` takes a row's label for its place.
+    """
     ended = [line for line in lines if line["job_status"] in ("DONE", "FAILED")]
-    failed = [
-        {**line, "objective": f"F_{line.get('m:failure')}"} if line["objective"] is None else line for line in ended
-    ]
-    return table(failed, hyperparameters)
+    ended.sort(key=lambda line: (line["m:timestamp_gather"] is None, line["m:timestamp_gather"], line["job_id"]))
+    for place, line in enumerate(ended):
+        if line["objective"] is None:
+            ended[place] = {**line, "objective": f"F_{line.get('m:failure')}"}
+    return table(ended, hyperparameters)
 
 
 EXPORTS = (".csv", ".json", ".parquet")

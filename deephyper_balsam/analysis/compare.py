@@ -17,14 +17,14 @@ from deephyper_balsam.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
 
-_SAME = ("problem", "method", "options", "run", "num_workers")
+_SAME = ("problem", "method", "options", "run")
 _POINTS = 200
 _COLOURS = ("#2456d6", "#d9730d", "#2a9d74", "#8a5cd1", "#b4235a", "#64748b", "#0e8ba0", "#a3801a")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Searches that differ only in their seed: the same problem, run function, method, options and workers.
+    """Searches that differ only in their seed: the same problem, run, method, options (and workers, by time).
 
     Attributes
     ----------
@@ -126,13 +126,14 @@ def compare_searches(searches: Sequence[Trials], by: str = "evaluations") -> Com
     notes = []
     if len({repr(search.settings["problem"]) for search in searches}) > 1:
         notes.append("these searches have different problems; their objectives are taken for the same measure.")
-    return Comparison(_grouped(searches), by, min(_spent(search, by) for search in searches), tuple(notes))
+    same = _SAME if by == "evaluations" else (*_SAME, "num_workers")
+    return Comparison(_grouped(searches, same), by, min(_spent(search, by) for search in searches), tuple(notes))
 
 
-def _grouped(searches: Sequence[Trials]) -> tuple[Group, ...]:
+def _grouped(searches: Sequence[Trials], same: Sequence[str]) -> tuple[Group, ...]:
     kinds: dict[str, list[Trials]] = {}
     for search in searches:
-        kinds.setdefault(repr([search.settings.get(key) for key in _SAME]), []).append(search)
+        kinds.setdefault(repr([search.settings.get(key) for key in same]), []).append(search)
     labels = [_label(members) for members in kinds.values()]
     return tuple(
         Group(label if labels.count(label) == 1 else " + ".join(one.name for one in members), tuple(members))

@@ -378,9 +378,7 @@ def best(name: str, count: int, as_json: bool) -> None:
     help="Write to this .csv, .json or .parquet file instead of the screen.",
 )
 @click.option("--legacy", is_flag=True, help="The columns of the 2018 DeepHyper.")
-@click.option(
-    "--deephyper", is_flag=True, help="As DeepHyper's readers want it: ended trials, F_ and why for failures."
-)
+@click.option("--deephyper", is_flag=True, help="What DeepHyper reads: ended trials, failures as F_ and why.")
 @json_option
 def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_json: bool) -> None:
     """Print the table of the search NAME as CSV, or as a JSON list of rows; or write it to a file.

@@ -13,7 +13,7 @@ from deephyper_balsam.problem import HpProblem
 
 
 def network_problem() -> HpProblem:
-    """Every kind of hyperparameter: log and linear, whole and real, choices, an order, a constant, a conditional one."""
+    """Every kind of hyperparameter: log, linear, whole, real, choices, an order, a constant, a conditional one."""
     problem = HpProblem("network")
     problem.add_hyperparameter((1e-5, 1e-1, "log-uniform"), "learning_rate", default_value=1e-3)
     problem.add_hyperparameter((1, 8), "num_layers")

@@ -52,7 +52,9 @@ def put(gateway: Gateway, site: VirtualSite, name: str, count: int, seed: int = 
     """Put a search that was made up into Balsam: some trials done, one failed with its traceback, one waiting."""
     made = made_search(count, seed=seed, failing=False)
     create_record(gateway, name, dict(made.settings), site.id, 1000.0)
-    app = gateway.create_app({"site_id": site.id, "name": name, "serialized_class": "x", "source_code": ""})
+    app = gateway.create_app(
+        {"site_id": site.id, "name": name.replace("-", "_"), "serialized_class": "x", "source_code": ""}
+    )
     configs = [
         {key[2:]: value for key, value in line.items() if key.startswith("p:") and value is not None}
         for line in made.lines[: count + 1]
