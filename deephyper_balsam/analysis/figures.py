@@ -139,6 +139,7 @@ def progress(trials: Trials, by: str) -> Spec:
 def running_trials(trials: Trials) -> Spec:
     """Return how many trials ran at once, over time. What the rest of the time went for is a question for a ledger."""
     steps = running(trials.ended)
+    most = max((int(count) for _, count in steps), default=0)
     unit, length = time_unit(steps[-1][0] if steps else 0.0)
     x = {
         "field": "t",
@@ -147,7 +148,7 @@ def running_trials(trials: Trials) -> Spec:
         "scale": {"nice": False, "zero": True},
         "axis": TICKS,
     }
-    y = {"field": "r", "type": "quantitative", "title": "trials running", "axis": {"tickMinStep": 1}}
+    y = {"field": "r", "type": "quantitative", "title": "trials running", "axis": {"tickCount": min(most, 4)}}
     return {
         "height": 150,
         "data": {"values": [{"t": round(time / length, 5), "r": round(count, 3)} for time, count in steps]},

@@ -121,14 +121,14 @@ def surface(one: Surface) -> Spec:
         else:
             encoding[f"{axis}2"] = {"field": f"{axis}high"}
         encoding[axis]["axis"] = {**encoding[axis]["axis"], "grid": False}
-    encoding["color"] = {
+    encoding["fill"] = {
         "field": "m",
         "type": "quantitative",
         "title": "mean objective",
         "scale": {"range": [colour("soft"), colour("accent")], "zero": False, "nice": False},
         "legend": {"type": "gradient", "gradientLength": PANEL_HEIGHT - 40, "gradientThickness": 8, "tickCount": 4},
     }
-    encoding["stroke"] = {**encoding["color"], "legend": None}  # hides the seams between cells
+    encoding["stroke"] = {**encoding["fill"], "legend": None}  # hides the seams between cells
     encoding["tooltip"] = [
         {"field": "xv", "title": one.columns[0].name},
         {"field": "yv", "title": one.columns[1].name},

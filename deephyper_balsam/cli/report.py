@@ -25,15 +25,21 @@ def report(name: str, output: Path | None, log_dir: Path) -> None:
     Example:
       deephyper-balsam search report digits-1
     """
+    path = output or log_dir / name / "report.html"
+    size = write_report(name, path)
+    click.echo(f"Report written to {path} ({size / 1e6:.1f} MB)")
+
+
+def write_report(name: str, path: Path, gateway: Any = None) -> int:
+    """Write the report of a search to a file; its size in bytes."""
     from deephyper_balsam.analysis.drawing import check_drawing
     from deephyper_balsam.analysis.report import html
     from deephyper_balsam.results import write_whole
 
     check_drawing()
-    text = html(_trials(name), time.time())
-    path = output or log_dir / name / "report.html"
-    write_whole(path, text)
-    click.echo(f"Report written to {path} ({len(text.encode()) / 1e6:.1f} MB)")
+    content = html(_trials(name, gateway), time.time()).encode()
+    write_whole(path, content)
+    return len(content)
 
 
 @click.command()
@@ -103,13 +109,13 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _trials(name: str) -> Any:
+def _trials(name: str, gateway: Any = None) -> Any:
     from deephyper_balsam.analysis.trials import Trials
     from deephyper_balsam.gateway import Gateway
     from deephyper_balsam.record import find_record
     from deephyper_balsam.results import read_table
 
-    gateway = Gateway()
+    gateway = gateway or Gateway()
     record = find_record(gateway, name)
     lines, tracebacks = read_table(gateway, record)
     return Trials(name, record.settings, lines, record.created_at, tracebacks)
