@@ -47,15 +47,23 @@ function paint(view) {
   for (const name of COLOURS) view.signal(name, colour(name));
 }
 
+/* The rows of a figure: what figures.rows says, with the hyperparameters that this one uses. */
 function rowsOf(data, spec) {
   const used = JSON.stringify(spec);
-  const fields = Object.keys(data.rows).filter((name) => name.length === 1 || used.includes(`"${name}\\"`) || used.includes(`"${name}"`));
-  return data.rows.n.map((_, i) => Object.fromEntries(fields.map((name) => [name, data.rows[name][i]])));
+  const extra = data.axes.map((axis, j) => ({ axis, name: `p${j}`, column: data.columns.indexOf(axis.key) })).filter(({ name }) => used.includes(`"${name}\\"`) || used.includes(`"${name}"`));
+  return data.rows.map((row) => {
+    const made = { ...row };
+    const line = data.byNumber.get(row.n);
+    for (const { axis, name, column } of extra) made[name] = axis.choices.length && line[column] !== null ? axis.labels[indexOf(axis, line[column])] : line[column];
+    return made;
+  });
 }
+
+const indexOf = (axis, value) => axis.places.get(JSON.stringify(value));
 
 async function drawFigures(data) {
   const charts = JSON.parse(byId("charts").textContent);
-  const renderer = data.rows.n.length > 1500 ? "canvas" : "svg";
+  const renderer = data.rows.length > 1500 ? "canvas" : "svg";
   for (const place of document.querySelectorAll("[data-chart]")) {
     const { spec, needsTrials: uses } = charts[place.dataset.chart];
     if (uses) spec.data.find((one) => one.name === "trials").values = rowsOf(data, spec);
@@ -233,7 +241,7 @@ function parallel(data, onPick) {
 
   function position(axis, value) {
     if (value === null) return -BELOW;
-    if (axis.choices.length) return axis.choices.findIndex((one) => JSON.stringify(one) === JSON.stringify(value)) / Math.max(axis.choices.length - 1, 1);
+    if (axis.choices.length) return indexOf(axis, value) / Math.max(axis.choices.length - 1, 1);
     const scale = axis.log ? Math.log : Number;
     const span = scale(axis.upper) - scale(axis.lower) || 1;
     return Math.min(1, Math.max(0, (scale(value) - scale(axis.lower)) / span));
@@ -241,7 +249,7 @@ function parallel(data, onPick) {
 
   function valueAt(axis, where) {
     if (where < 0) return axis.missing ?? shown(axis.lower);
-    if (axis.choices.length) return shown(axis.choices[Math.round(where * (axis.choices.length - 1))]);
+    if (axis.choices.length) return axis.labels[Math.round(where * (axis.choices.length - 1))];
     const value = axis.log ? axis.lower * (axis.upper / axis.lower) ** where : axis.lower + where * (axis.upper - axis.lower);
     return axis.whole ? String(Math.round(value)) : String(Number(value.toPrecision(4)));
   }
@@ -408,6 +416,7 @@ async function main() {
   data.number = data.columns.indexOf("job_id");
   data.status = data.columns.indexOf("job_status");
   data.byNumber = new Map(data.lines.map((line) => [line[data.number], line]));
+  for (const axis of data.axes) axis.places = new Map(axis.choices.map((one, i) => [JSON.stringify(one), i]));
   data.texts = data.lines.map((line) => line.map(shown).join("\n").toLowerCase());
   const pick = table(data);
   const redraw = parallel(data, pick);

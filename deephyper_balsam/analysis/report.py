@@ -10,6 +10,7 @@ import base64
 import contextlib
 import gzip
 import json
+import math
 import platform
 import pprint
 import time
@@ -28,6 +29,7 @@ from deephyper_balsam.errors import InputError
 from deephyper_balsam.results import columns, configuration
 
 _MOST_SURFACES = 3
+_MOST_PANELS = 36
 _MOST_REASONS = 40
 _MOST_TRACEBACKS = 200
 _TRUSTED = 0.3
@@ -77,7 +79,7 @@ def html(trials: Trials, written_at: float) -> str:
         "summary": _summary(trials),
         "best": _best(trials),
         "progress": _progress(charts, trials),
-        "hyperparameters": _hyperparameters(charts, trials),
+        "hyperparameters": _hyperparameters(charts, trials, landscape),
         "importance": _importance(charts, landscape),
         "dependence": _dependence(charts, landscape),
         "failures": _failures(charts, trials),
@@ -188,14 +190,26 @@ def _progress(charts: _Charts, trials: Trials) -> str:
     return "".join(made)
 
 
-def _hyperparameters(charts: _Charts, trials: Trials) -> str:
+def _hyperparameters(charts: _Charts, trials: Trials, landscape: Landscape | str) -> str:
+    names = _with_panel([column.name for column in trials.columns], landscape)
     made = [
         charts.place(figures.panel(trials, j), f"Objective against {column.name}")
         for j, column in enumerate(trials.columns)
+        if column.name in names
     ]
-    conditional = ", ".join(column.name for column in trials.columns if column.conditional)
-    note = f"A trial is left out where its value is inactive: {conditional}." if conditional else ""
-    return (_element("p", note) if note else "") + _grid(made)
+    notes = []
+    if len(names) < len(trials.columns):
+        notes.append(f"The {len(names)} of {len(trials.columns)} that matter most.")
+    conditional = ", ".join(column.name for column in trials.columns if column.conditional and column.name in names)
+    if conditional:
+        notes.append(f"A trial is left out where its value is inactive: {conditional}.")
+    return (_element("p", " ".join(notes)) if notes else "") + _grid(made)
+
+
+def _with_panel(names: Sequence[str], landscape: Landscape | str) -> set[str]:
+    """Return which hyperparameters get a panel: all, or those that matter most where there are very many."""
+    ranked = names if isinstance(landscape, str) else [share.names[0] for share in landscape.shares()]
+    return set(ranked[:_MOST_PANELS])
 
 
 def _importance(charts: _Charts, landscape: Landscape | str) -> str:
@@ -225,7 +239,8 @@ def _trust(landscape: Landscape) -> str:
 def _dependence(charts: _Charts, landscape: Landscape | str) -> str:
     if isinstance(landscape, str):
         return _element("p", landscape)
-    curves = [landscape.curve(column.name) for column in landscape.columns]
+    names = _with_panel([column.name for column in landscape.columns], landscape)
+    curves = [landscape.curve(column.name) for column in landscape.columns if column.name in names]
     domain = forest_figures.curves_domain(curves)
     said = (
         "The same forest's view: the mean objective at each value, over all values of the others (partial "
@@ -309,7 +324,7 @@ def _versions() -> str:
 
 
 def _shared(trials: Trials) -> dict[str, Any]:
-    """Return the rows of the figures, the lines of the table, and the axes of the parallel coordinates."""
+    """Return the rows of the figures (without hyperparameters, which stand in the lines), the lines, and the axes."""
     names = [
         name
         for name in columns(trials.lines, [column.name for column in trials.problem.encoder.columns])
@@ -320,6 +335,7 @@ def _shared(trials: Trials) -> dict[str, Any]:
             "name": column.name,
             "key": f"p:{column.name}",
             "choices": list(column.choices),
+            "labels": [label(choice) for choice in column.choices],
             "log": column.log,
             "whole": column.kind == "integer",
             "lower": column.lower,
@@ -333,6 +349,7 @@ def _shared(trials: Trials) -> dict[str, Any]:
             "name": "objective",
             "key": "objective",
             "choices": [],
+            "labels": [],
             "log": False,
             "whole": False,
             "lower": min(trials.shown),
@@ -341,7 +358,7 @@ def _shared(trials: Trials) -> dict[str, Any]:
         }
     )
     return {
-        "rows": _columnar(figures.rows(trials)),
+        "rows": [{key: row[key] for key in "nkeoyg"} for row in figures.rows(trials)],
         "columns": names,
         "lines": [[_plain(line.get(name)) for name in names] for line in trials.lines],
         "axes": axes,
@@ -350,12 +367,11 @@ def _shared(trials: Trials) -> dict[str, Any]:
     }
 
 
-def _columnar(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {key: [row[key] for row in rows] for key in rows[0]}
-
-
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value
+    """Return a value that JSON knows."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def _packed(value: Any) -> str:

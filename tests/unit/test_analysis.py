@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
@@ -215,6 +217,29 @@ def test_a_search_with_too_few_trials_for_a_forest_has_a_report_that_says_so() -
 
 def test_a_search_of_ten_thousand_trials_has_a_report_below_5_mb() -> None:
     assert len(html(made_search(10_000, workers=256), 0.0).encode()) < 5e6
+
+
+def test_of_very_many_hyperparameters_those_that_matter_most_have_panels() -> None:
+    problem = HpProblem("wide")
+    for j in range(60):
+        problem.add_hyperparameter((0.0, 1.0), f"x{j}")
+    configs = problem.encoder.decode(problem.encoder.sample(80, np.random.default_rng(0)))
+    lines = [
+        {**ended(n, config["x50"], n, n + 1), **{f"p:{name}": value for name, value in config.items()}}
+        for n, config in enumerate(configs)
+    ]
+    page = html(Trials("wide", {"problem": problem.to_dict(), "method": "random"}, lines), 0.0)
+    assert "The 36 of 60 that matter most." in page
+    assert page.count('aria-label="Objective against x') == 36
+    assert 'aria-label="Objective against x50"' in page
+    assert len(shared(page)["axes"]) == 61
+
+
+def test_what_json_does_not_know_does_not_break_the_page() -> None:
+    page = html(search_of(0.1, 0.2, **{"m:loss": math.inf, "m:rate": math.nan}), 0.0)
+    data = shared(page)
+    row = dict(zip(data["columns"], data["lines"][0], strict=True))
+    assert (row["m:loss"], row["m:rate"]) == ("inf", None)
 
 
 def test_figures_of_the_report_bring_no_trials_of_their_own() -> None:
