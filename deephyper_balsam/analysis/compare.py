@@ -183,7 +183,14 @@ def comparison_figure(found: Comparison) -> Spec:
     x = {"field": "t", "type": "quantitative", "title": unit, "scale": {"nice": False}}
     labels = [group.label for group in found.groups]
     palette = [_COLOURS[i % len(_COLOURS)] for i in range(len(labels))]
-    legend = {"orient": "top", "title": None, "symbolType": "stroke", "symbolStrokeWidth": 3, "labelLimit": 300}
+    legend = {
+        "orient": "top",
+        "title": None,
+        "symbolType": "stroke",
+        "symbolStrokeWidth": 3,
+        "symbolOpacity": 1,
+        "labelLimit": 300,
+    }
     colour = {
         "field": "g",
         "type": "nominal",
@@ -215,7 +222,7 @@ def comparison_figure(found: Comparison) -> Spec:
                             "x": x,
                             "y": {**best_y, "field": "low"},
                             "y2": {"field": "high"},
-                            "color": {**colour, "legend": None},
+                            "color": colour,
                         },
                     },
                     {"mark": line, "encoding": {"x": x, "y": {**best_y, "field": "m"}, "color": colour}},

@@ -126,7 +126,7 @@ def surface(one: Surface) -> Spec:
         "type": "quantitative",
         "title": "mean objective",
         "scale": {"range": [colour("soft"), colour("accent")], "zero": False, "nice": False},
-        "legend": {"type": "gradient", "gradientLength": PANEL_HEIGHT - 40, "gradientThickness": 8, "tickCount": 4},
+        "legend": {"symbolType": "square", "tickCount": 4},
     }
     encoding["stroke"] = {**encoding["fill"], "legend": None}  # hides the seams between cells
     encoding["tooltip"] = [

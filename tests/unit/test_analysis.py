@@ -269,7 +269,9 @@ def test_searches_that_differ_only_in_their_seed_are_one_group_with_median_and_r
     assert second["lowest"] <= second["median"] <= second["highest"]
     at_20 = [max(v for count, _, v in best_so_far(one.ended) if count <= 20) for one in searches[:3]]
     assert second["median"] == sorted(at_20)[1]
-    assert "NaN" not in draw(comparison_figure(found), ".svg").decode()
+    drawn = draw(comparison_figure(found), ".svg").decode()
+    assert "NaN" not in drawn
+    assert ">ambs surrogate=RF</text>" in drawn  # the legend
 
 
 def test_searches_are_compared_at_equal_time_too() -> None:
