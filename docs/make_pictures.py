@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from deephyper_balsam.analysis.compare import compare_searches, comparison_figure
 from deephyper_balsam.analysis.drawing import draw
 from deephyper_balsam.analysis.figures import figure
@@ -22,7 +24,7 @@ from deephyper_balsam.targets import load_object
 from deephyper_balsam.trial import Result
 
 IMAGES = Path(__file__).with_name("images")
-EVALUATIONS = 80
+EVALUATIONS = 60
 
 
 def searched(method: str, seed: int) -> Trials:
@@ -58,14 +60,15 @@ def picture_of(page: str) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         opened = browser.new_page(viewport={"width": 1180, "height": 1280})
         opened.goto(file.as_uri())
-        opened.wait_for_function("document.documentElement.dataset.drawn")
+        opened.wait_for_function("document.documentElement.dataset.drawn", timeout=120_000)
         opened.screenshot(path=IMAGES / "report.png")
         browser.close()
 
 
 def main() -> None:
     """Search, and draw."""
-    searches = [searched(method, seed) for method in ("ambs", "random") for seed in range(3)]
+    with threadpool_limits(1):
+        searches = [searched(method, seed) for method in ("ambs", "random") for seed in range(3)]
     for kind in ("progress", "importance"):
         (IMAGES / f"{kind}.svg").write_bytes(draw(figure(searches[0], kind), ".svg"))
     (IMAGES / "compare.svg").write_bytes(draw(comparison_figure(compare_searches(searches)), ".svg"))

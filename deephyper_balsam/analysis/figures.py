@@ -128,10 +128,11 @@ def progress(trials: Trials, by: str) -> Spec:
             "encoding": {"x": x, "y": {**_objective(trials), "field": "b"}},
         }
     )
+    timed: Spec = {"calculate": f"datum.e === null ? null : datum.e / {length}", "as": "t"}
     return {
         "height": 260,
         "data": {"name": "trials"},
-        "transform": [{"calculate": f"datum.e / {length}", "as": "t"}],
+        "transform": [timed, {"filter": f"datum.{name} !== null"}],
         "layer": layers,
     }
 

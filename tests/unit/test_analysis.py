@@ -150,6 +150,17 @@ def test_without_a_result_there_is_nothing_to_draw_and_it_says_so() -> None:
                 draw_it(trials)
 
 
+def test_a_trial_without_times_is_drawn_against_evaluations_only() -> None:
+    trials = search_of(0.1, 0.2, 0.3)
+    trials.lines[1].update({"m:timestamp_start": None, "m:timestamp_end": None})  # type: ignore[attr-defined]
+
+    def points(kind: str) -> int:
+        return draw(figure(trials, kind), ".svg").decode().count('aria-roledescription="point"')
+
+    assert points("progress") == 3
+    assert points("progress-time") == 2
+
+
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
