@@ -198,7 +198,8 @@ def comparison_figure(found: Comparison) -> Spec:
         "scale": {"domain": labels, "range": palette},
         "legend": legend,
     }
-    best_y = {"type": "quantitative", "title": "best so far", "scale": {"zero": False}}
+    scale = {"domain": _settled_range(values, found.budget / length), "nice": False, "clamp": True}
+    best_y = {"type": "quantitative", "title": "best so far", "scale": scale}
     rank_y = {
         "field": "r",
         "type": "quantitative",
@@ -233,3 +234,11 @@ def comparison_figure(found: Comparison) -> Spec:
         "spacing": 24,
     }
     return spec(body, "Best so far and mean ranks of several searches")
+
+
+def _settled_range(values: Sequence[dict[str, Any]], end: float) -> list[float]:
+    """Return the range of the best so far after the first tenth: where all begin would flatten where they differ."""
+    settled = [row for row in values if row["t"] >= 0.1 * end]
+    low, high = min(row["low"] for row in settled), max(row["high"] for row in settled)
+    margin = 0.06 * (high - low) or 1.0
+    return [low - margin, high + margin]
