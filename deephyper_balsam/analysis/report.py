@@ -6,11 +6,8 @@ coordinates, the table. The trials are embedded once, compressed, and shared by 
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import gzip
 import json
-import math
 import platform
 import pprint
 import time
@@ -23,15 +20,15 @@ import yaml
 
 from deephyper_balsam.analysis import figures, forest_figures, look
 from deephyper_balsam.analysis.drawing import to_vega, vega_library
+from deephyper_balsam.analysis.embedded import packed, script_json, shared
 from deephyper_balsam.analysis.importance import Landscape
 from deephyper_balsam.analysis.trials import Trials, label, running, time_unit
 from deephyper_balsam.errors import InputError
-from deephyper_balsam.results import columns, configuration
+from deephyper_balsam.results import configuration
 
 _MOST_SURFACES = 3
 _MOST_PANELS = 36
 _MOST_REASONS = 40
-_MOST_TRACEBACKS = 200
 _TRUSTED = 0.3
 _LEAST_SHARE = 0.005
 _PACKAGES = ("deephyper-balsam", "balsam", "ConfigSpace", "scikit-optimize", "scikit-learn", "numpy", "pandas")
@@ -86,8 +83,8 @@ def html(trials: Trials, written_at: float) -> str:
         "settings": _settings(trials),
         "problem": escape(trials.problem.describe()),
         "versions": _versions(),
-        "charts": _json(charts.kept),
-        "trials": _packed(_shared(trials)),
+        "charts": script_json(charts.kept),
+        "trials": packed(shared(trials)),
         "library": vega_library(),
         "script": _asset("report.js"),
     }
@@ -318,71 +315,6 @@ def _versions() -> str:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found.append((name, metadata.version(name)))
     return "".join(f"<div>{_element('dt', name)}{_element('dd', version)}</div>" for name, version in found)
-
-
-# --- what the script reads -------------------------------------------------------------------------------------------
-
-
-def _shared(trials: Trials) -> dict[str, Any]:
-    """Return the rows of the figures (without hyperparameters, which stand in the lines), the lines, and the axes."""
-    names = [
-        name
-        for name in columns(trials.lines, [column.name for column in trials.problem.encoder.columns])
-        if name != "m:balsam_job_id"
-    ]
-    axes = [
-        {
-            "name": column.name,
-            "key": f"p:{column.name}",
-            "choices": list(column.choices),
-            "labels": [label(choice) for choice in column.choices],
-            "log": column.log,
-            "whole": column.kind == "integer",
-            "lower": column.lower,
-            "upper": column.upper,
-            "missing": "inactive" if column.conditional else None,
-        }
-        for column in trials.columns
-    ]
-    axes.append(
-        {
-            "name": "objective",
-            "key": "objective",
-            "choices": [],
-            "labels": [],
-            "log": False,
-            "whole": False,
-            "lower": min(trials.shown),
-            "upper": max(trials.shown),
-            "missing": "failed" if trials.failed else None,
-        }
-    )
-    return {
-        "rows": [{key: row[key] for key in "nkeoyg"} for row in figures.rows(trials)],
-        "columns": names,
-        "lines": [[_plain(line.get(name)) for name in names] for line in trials.lines],
-        "axes": axes,
-        "good": trials.good,
-        "tracebacks": {str(number): text for number, text in list(trials.tracebacks.items())[:_MOST_TRACEBACKS]},
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON knows."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
-def _packed(value: Any) -> str:
-    return base64.b64encode(
-        gzip.compress(json.dumps(value, separators=(",", ":"), default=str).encode(), 9, mtime=0)
-    ).decode()
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand inside a script element."""
-    return json.dumps(value, separators=(",", ":"), default=str).replace("<", "\\u003c")
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
