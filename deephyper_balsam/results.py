@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deephyper_balsam.errors import InputError
 from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.jobs import table_row, trial_tags
+from deephyper_balsam.jobs import table_row, trial_number, trial_tags
 from deephyper_balsam.record import SearchRecord
 
 if TYPE_CHECKING:
@@ -34,13 +36,17 @@ _FIXED = (
 
 def read_lines(gateway: Gateway, record: SearchRecord) -> list[Line]:
     """Return the lines of a search's table, read from Balsam; ordered by trial number."""
+    return read_table(gateway, record)[0]
+
+
+def read_table(gateway: Gateway, record: SearchRecord) -> tuple[list[Line], dict[int, str]]:
+    """Return the lines of a search's table as `read_lines` does, and the traceback of each trial that left one."""
     apps = {app["id"]: app["site_id"] for app in gateway.apps()}
     sites = {site["id"]: site["name"] for site in gateway.sites()}
-    lines = [
-        table_row(row, record.created_at, sites.get(apps.get(row["app_id"]), ""))
-        for row in gateway.jobs(trial_tags(record.name))
-    ]
-    return sorted(lines, key=lambda line: int(line["job_id"]))
+    rows = sorted(gateway.jobs(trial_tags(record.name)), key=trial_number)
+    lines = [table_row(row, record.created_at, sites.get(apps.get(row["app_id"]), "")) for row in rows]
+    traces = {trial_number(row): row["data"].get("result", {}).get("traceback") for row in rows}
+    return lines, {number: str(text) for number, text in traces.items() if text}
 
 
 def columns(lines: Iterable[Mapping[str, Any]], hyperparameters: Iterable[str] = ()) -> list[str]:
@@ -72,6 +78,70 @@ def legacy_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.D
     return legacy.rename(columns={**{name: name[2:] for name in names}, "m:timestamp_end": "elapsed_sec"})
 
 
+def deephyper_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.DataFrame:
+    """Return the table as DeepHyper reads it: what ended, as it was gathered; a failure's objective is ``F_`` and why.
+
+    The order matters: DeepHyper 0.13's `plot_search_trajectory_single_objective_hpo` takes a row's label for its place.
+    """
+    ended = [line for line in lines if line["job_status"] in ("DONE", "FAILED")]
+    ended.sort(key=lambda line: (line["m:timestamp_gather"] is None, line["m:timestamp_gather"], line["job_id"]))
+    for place, line in enumerate(ended):
+        if line["objective"] is None:
+            ended[place] = {**line, "objective": f"F_{line.get('m:failure')}"}
+    return table(ended, hyperparameters)
+
+
+EXPORTS = (".csv", ".json", ".parquet")
+"""Files that `export` writes, by suffix."""
+
+
+def check_export(path: Path) -> None:
+    """Refuse a file that `export` does not write, or a Parquet file where pandas cannot write one.
+
+    Raises
+    ------
+    InputError
+        It names the suffixes, or the package that is missing.
+    """
+    if path.suffix.lower() not in EXPORTS:
+        raise InputError(f"A table's file must end in one of {', '.join(EXPORTS)}, but got {path.name!r}.")
+    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InputError(
+            "Parquet files need the package pyarrow, which is not installed here. "
+            "Install it with `pip install 'deephyper-balsam[parquet]'`."
+        )
+
+
+def export(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, JSON (a list of rows) or Parquet, by the suffix of `path`.
+
+    Parquet has one type a column: one that holds several (choices such as 1 and "auto") is written as text.
+    """
+    check_export(path)
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        write_whole(path, frame.to_csv(index=False))
+    elif suffix == ".json":
+        write_whole(path, json.dumps(rows_of(frame), indent=1, default=str))
+    else:
+        mixed = [name for name in frame.columns if frame[name].dropna().map(type).nunique() > 1]
+        nested = [
+            name for name in frame.columns if frame[name].map(lambda value: isinstance(value, (list, dict))).any()
+        ]
+        texts = {
+            name: frame[name].map(lambda value: value if value is None else str(value)) for name in {*mixed, *nested}
+        }
+        write_whole(path, frame.assign(**texts).to_parquet(index=False, engine="pyarrow"))
+
+
+def rows_of(frame: pd.DataFrame) -> list[Line]:
+    """Return the rows of a table as JSON can hold them; a missing value is None."""
+    whole = frame.astype(object)
+    return [
+        {str(key): value for key, value in row.items()} for row in whole.where(frame.notna(), None).to_dict("records")
+    ]
+
+
 def best(lines: Iterable[Line]) -> Line | None:
     """Return the line with the highest objective (the earliest of equals), or None if no trial has one."""
     done = [line for line in lines if line.get("objective") is not None]
@@ -101,8 +171,8 @@ def claim_folder(folder: Path) -> None:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path` and rename it, so that no reader ever sees half of it.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to a temporary file beside `path` and rename it, so that no reader ever sees half of it.
 
     Raises
     ------
@@ -113,8 +183,8 @@ def write_whole(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except OSError:

@@ -12,7 +12,13 @@ venv/bin/deephyper-balsam --version
 venv/bin/deephyper-balsam problem check ackley
 venv/bin/deephyper-balsam site configs
 test -e "$(venv/bin/python -c 'from deephyper_balsam.resources import folder; print(folder("jobscripts"))')/README.md"
-# Without the extra, the local server says what to install
+test -e "$(venv/bin/python -c 'from deephyper_balsam import analysis; print(analysis.__path__[0])')/report.js"
+# Without the extras, what is missing is said
+if said=$(venv/bin/deephyper-balsam search report x 2>&1); then
+    echo "search report works without its package: $said"
+    exit 1
+fi
+grep -F "deephyper-balsam[report]" <<<"$said"
 if said=$(venv/bin/deephyper-balsam server up --dir balsam 2>&1); then
     echo "server up works without its packages: $said"
     exit 1

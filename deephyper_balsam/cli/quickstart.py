@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from deephyper_balsam.cli.common import drive, run_target
+from deephyper_balsam.cli.report import write_report
+from deephyper_balsam.errors import InputError
 
 if TYPE_CHECKING:
     from deephyper_balsam.evaluators.balsam import BalsamEvaluator
@@ -72,6 +74,8 @@ def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem:
             f"Searching {space.name} with {method}: {max_evals} evaluations, {workers} at a time (search {name})"
         )
         code = drive(Search(space, evaluator, name, method, seed=seed, log_dir=folder), max_evals, None)
+        if code == 0:
+            _report(evaluator, folder / name / "report.html")
     finally:
         if keep or was_running:
             click.echo("Balsam goes on running; point its own commands at it with")
@@ -84,6 +88,15 @@ def quickstart(folder: Path, method: str, max_evals: int, workers: int, problem:
             stack.down()
             click.echo(f"Balsam is stopped; `deephyper-balsam server up --dir '{stack.folder}'` brings it back.")
     raise click.exceptions.Exit(code)
+
+
+def _report(evaluator: BalsamEvaluator, path: Path) -> None:
+    """Write the search's report beside its results, or say what it lacks."""
+    try:
+        write_report(path.parent.name, path, evaluator.gateway)
+        click.echo(f"Report:  {path}")
+    except InputError as error:
+        click.echo(f"No report: {error}")
 
 
 def _free_name(evaluator: BalsamEvaluator, folder: Path) -> str:

@@ -16,6 +16,7 @@ from deephyper_balsam.cli import EXIT_NO_RESULT
 from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option, run_target
 from deephyper_balsam.cli.orders import add, extend, stop
 from deephyper_balsam.cli.per_site import PerSite, requests
+from deephyper_balsam.cli.report import compare, plot, report
 from deephyper_balsam.cli.standing import by_state, echo_standing, standing
 from deephyper_balsam.cli.submit import submit_command
 from deephyper_balsam.errors import SettingsError
@@ -390,32 +391,41 @@ def best(name: str, count: int, as_json: bool) -> None:
 
 @search.command()
 @click.argument("name")
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Write CSV to this file instead of the screen.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Write to this .csv, .json or .parquet file instead of the screen.",
+)
 @click.option("--legacy", is_flag=True, help="The columns of the 2018 DeepHyper.")
+@click.option("--deephyper", is_flag=True, help="What DeepHyper reads: ended trials, failures as F_ and why.")
 @json_option
-def results(name: str, output: Path | None, legacy: bool, as_json: bool) -> None:
-    """Print the table of the search NAME as CSV, or as a JSON list of rows.
+def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_json: bool) -> None:
+    """Print the table of the search NAME as CSV, or as a JSON list of rows; or write it to a file.
 
     \b
     Example:
       deephyper-balsam search results digits-1 -o digits-1.csv
     """
-    from deephyper_balsam.results import legacy_table, table, write_whole
+    from deephyper_balsam.results import check_export, deephyper_table, export, legacy_table, rows_of, table
 
+    if legacy and deephyper:
+        raise SettingsError("Give --legacy or --deephyper, not both: they are different tables.")
+    if output is not None:
+        check_export(output)
     _, record, lines = _read(name)
     names = record.settings["problem"]["hyperparameters"]
-    frame = (legacy_table if legacy else table)(lines, names)
+    frame = (legacy_table if legacy else deephyper_table if deephyper else table)(lines, names)
     if as_json:
-        rows = frame.astype(object).where(frame.notna(), None)
-        echo_json(rows.to_dict("records"))
+        echo_json(rows_of(frame))
     elif output is not None:
-        write_whole(output, frame.to_csv(index=False))
+        export(frame, output)
         click.echo(f"{len(frame)} rows written to {output}")
     else:
         click.echo(frame.to_csv(index=False), nl=False)
 
 
-for _command in (stop, extend, add, submit_command(run, _settings, _build)):
+for _command in (stop, extend, add, report, plot, compare, submit_command(run, _settings, _build)):
     search.add_command(_command)
 
 

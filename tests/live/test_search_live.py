@@ -567,6 +567,7 @@ def test_quickstart_leaves_its_files_and_no_process() -> None:
         assert done.code == 0, done
         assert "Best objective" in done.out
         assert len(read_csv(folder / "here" / "quickstart-1" / "results.csv")) == 4
+        assert "<title>quickstart-1" in (folder / "here" / "quickstart-1" / "report.html").read_text(encoding="utf-8")
         assert leftovers(LocalStack(folder / "here" / "balsam")) == []
         assert sorted(path.name for path in folder.iterdir()) == ["here"]
     finally:

@@ -30,6 +30,7 @@ WITHOUT_DEFAULT = {
     ("search", "run"): {"file", "problem", "site"},
     ("search", "submit"): {"file", "problem", "site", "nodes", "wall_time_min"},
     ("search", "results"): {"output"},
+    ("search", "plot"): {"output"},
 }
 
 

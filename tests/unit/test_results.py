@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
@@ -99,6 +102,31 @@ def test_the_legacy_table_has_bare_names_and_only_trials_that_are_done_in_the_or
     assert frame["elapsed_sec"].tolist() == [10.0, 20.0]
     assert frame["objective"].tolist() == [0.7, 0.5]
     assert list(results.legacy_table([line(0, None)], ["a"]).columns) == ["a", "objective", "elapsed_sec"]
+
+
+def test_deephypers_table_has_what_ended_as_it_was_gathered_with_failures_named() -> None:
+    lines = [{**one, "m:timestamp_gather": one["m:timestamp_end"]} for one in LINES]
+    waits = {"job_id": 3, "objective": None, "job_status": "READY", "m:timestamp_gather": None}
+    frame = results.deephyper_table([*lines, waits, {**line(4, 0.1), "m:timestamp_gather": None}])
+    assert frame["job_id"].tolist() == [1, 2, 0, 4]
+    assert frame["objective"].tolist() == ["F_diverged", 0.7, 0.5, 0.1]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_an_export_is_read_back_to_the_same_table(tmp_path: Path, suffix: str) -> None:
+    frame = results.table(LINES, ["a", "b", "c"])
+    path = tmp_path / f"t{suffix}"
+    results.export(frame, path)
+    read = {".csv": pd.read_csv, ".json": partial(pd.read_json, precise_float=True), ".parquet": pd.read_parquet}
+    pd.testing.assert_frame_equal(read[suffix](path).astype(frame.dtypes), frame, check_exact=True)
+
+
+def test_choices_of_several_types_are_text_in_parquet_and_themselves_in_json(tmp_path: Path) -> None:
+    frame = results.table([line(0, 1.0, **{"p:a": "auto"}), line(1, 1.0, **{"p:a": 3}), line(2, 1.0, **{"p:a": True})])
+    results.export(frame, tmp_path / "t.parquet")
+    results.export(frame, tmp_path / "t.json")
+    assert pd.read_parquet(tmp_path / "t.parquet")["p:a"].tolist() == ["auto", "3", "True"]
+    assert [row["p:a"] for row in json.loads((tmp_path / "t.json").read_text())] == ["auto", 3, True]
 
 
 def test_lines_are_read_from_balsam_by_number_with_their_site(gateway: Gateway, site: VirtualSite) -> None:
