@@ -78,10 +78,20 @@ class Nodes:
     runs: int = 0
     gaps_s: list[float] = field(default_factory=list)
     first_starts_s: list[float] = field(default_factory=list)
-    idle: list[tuple[int, float | None]] = field(default_factory=list)  # (node, end of its last run)
+    idle: deque[tuple[int, float | None]] = field(default_factory=deque)  # (node, end of its last run)
 
     def __post_init__(self) -> None:
-        self.idle = [(node, None) for node in range(self.count)]
+        self.idle.extend((node, None) for node in range(self.count))
+
+
+@dataclass(order=True)
+class _Run:
+    """A run on a virtual node; the one that ends first comes first."""
+
+    end: float
+    start: float
+    node: int
+    job: dict[str, Any] = field(compare=False)
 
 
 class VirtualLauncher:
@@ -111,7 +121,8 @@ class VirtualLauncher:
         self._turnaround_s = turnaround_s
         self._waiting: deque[dict[str, Any]] = deque()
         self._states: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[dict[str, Any], dict[str, Any]]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[_Run] = queue.SimpleQueue()
+        self._delivered: queue.SimpleQueue[_Run] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._broken: list[BaseException] = []
         self.nodes = Nodes(nodes, time.time())
@@ -128,29 +139,23 @@ class VirtualLauncher:
         """Run until `stop`; return what the nodes did."""
         for thread in self._threads:
             thread.start()
-        running: list[tuple[float, int, int, float, dict[str, Any]]] = []  # end, order, node, start, job
-        order = 0
+        running: list[_Run] = []
         while not self._stop.wait(_TICK_S) and not self._broken:
             now = time.time()
-            while running and running[0][0] <= now:
-                end, _, node, start, job = heapq.heappop(running)
-                self.nodes.busy_s += end - start
+            while running and running[0].end <= now:
+                self._ended.put(heapq.heappop(running))
+            while not self._delivered.empty():  # the run's process ends, and its node is free, when its result is in
+                run = self._delivered.get()
+                self.nodes.busy_s += run.end - run.start
                 self.nodes.runs += 1
-                self.nodes.idle.append((node, end))
-                self._finish(job, start, end)
+                self.nodes.idle.append((run.node, run.end))
+                self._say(run.job["id"], "RUN_DONE", run.end)
             while self.nodes.idle and self._waiting:
-                node, ended = self.nodes.idle.pop(0)
-                job = self._waiting.popleft()
-                start = max(now, (ended or 0.0) + self._turnaround_s)
-                if ended is None:
-                    self.nodes.first_starts_s.append(start - self.nodes.began)
-                else:
-                    self.nodes.gaps_s.append(start - ended)
-                heapq.heappush(running, (start + self._duration_s(), order, node, start, job))
-                order += 1
-                self._say(job["id"], "RUNNING", start)
+                heapq.heappush(running, self._start(*self.nodes.idle.popleft(), self._waiting.popleft(), now))
         ended_at = time.time()
-        self.nodes.busy_s += sum(max(0.0, ended_at - start) for _, _, _, start, _ in running)
+        self.nodes.busy_s += sum(min(run.end, ended_at) - min(run.start, ended_at) for run in running)
+        late = [self._ended.get() for _ in range(self._ended.qsize())]
+        self.nodes.busy_s += sum(run.end - run.start for run in late)
         if self._broken:
             raise self._broken[0]
         return {
@@ -160,15 +165,17 @@ class VirtualLauncher:
             "runs": self.nodes.runs,
             "gaps_s": self.nodes.gaps_s,
             "first_starts_s": self.nodes.first_starts_s,
-            "undelivered": self._results.qsize(),
+            "undelivered": len(late),
         }
 
-    def _finish(self, job: dict[str, Any], start: float, end: float) -> None:
-        parameters = unpack(job["serialized_parameters"])
-        outcome = evaluate(self._run, RunningJob(int(job["tags"]["trial"]), parameters))
-        outcome.update(start=start, end=end, host=f"virtual-{self._batch_job_id}")
-        self._results.put((job, outcome))
-        self._say(job["id"], "RUN_DONE", end)
+    def _start(self, node: int, ended: float | None, job: dict[str, Any], now: float) -> _Run:
+        start = max(now, (ended or 0.0) + self._turnaround_s)
+        if ended is None:
+            self.nodes.first_starts_s.append(start - self.nodes.began)
+        else:
+            self.nodes.gaps_s.append(start - ended)
+        self._say(job["id"], "RUNNING", start)
+        return _Run(start + self._duration_s(), start, node, job)
 
     def _say(self, job_id: int, state: str, moment: float) -> None:
         stamp = datetime.fromtimestamp(moment, timezone.utc).replace(tzinfo=None).isoformat()
@@ -247,11 +254,15 @@ class VirtualLauncher:
         try:
             while not self._stop.is_set():
                 try:
-                    job, outcome = self._results.get(timeout=0.2)
+                    run = self._ended.get(timeout=0.2)
                 except queue.Empty:
                     continue
-                data = api.call("GET", f"jobs/{job['id']}")["data"]
-                api.call("PATCH", "jobs/", [{"id": job["id"], "data": {**data, "result": outcome}}])
+                job = RunningJob(int(run.job["tags"]["trial"]), unpack(run.job["serialized_parameters"]))
+                outcome = evaluate(self._run, job)
+                outcome.update(start=run.start, end=run.end, host=f"virtual-{self._batch_job_id}-{run.node}")
+                data = api.call("GET", f"jobs/{run.job['id']}")["data"]
+                api.call("PATCH", "jobs/", [{"id": run.job["id"], "data": {**data, "result": outcome}}])
+                self._delivered.put(run)
         except Exception as error:
             self._broken.append(error)
 
@@ -274,7 +285,7 @@ def main() -> None:
     parser.add_argument("--prefetch", type=int, required=True)
     parser.add_argument("--poll", type=float, default=1.0)
     parser.add_argument("--turnaround", type=float, default=0.1)
-    parser.add_argument("--deliverers", type=int, default=8)
+    parser.add_argument("--deliverers", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = random.Random(given.seed)
