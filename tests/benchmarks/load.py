@@ -9,16 +9,15 @@ session API, and their runs only take time. `--history N` begins with N trials t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,12 +25,14 @@ from typing import Any
 
 import psutil
 
+from deephyper_balsam import jobs
 from deephyper_balsam.apps import resolve_problem
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.search import Progress, Search
 from deephyper_balsam.sites.local import LocalStack
-from deephyper_balsam.trial import TrialState
+from deephyper_balsam.targets import load_object
 
 NAME = "load"
 
@@ -148,6 +149,28 @@ def launchers(stack: LocalStack, site_id: int, batch_job_id: int, given: argpars
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+def prepare(search: Search, gateway: Gateway, count: int, mean_s: float) -> None:
+    """Leave `count` trials of the search in Balsam as if earlier drivers had evaluated them."""
+    evaluator = search.evaluator
+    evaluator.open(search.name, search.settings, timeout_s=3600.0 * 24)
+    evaluator.abandon("the history was prepared")
+    app_id = gateway.apps(name=gateway.apps()[0]["name"])[0]["id"]
+    run = load_object(evaluator.spec["target"])
+    trials = make_optimizer("random", search.problem, seed=1).ask(count)
+    now = time.time()
+    for start in range(0, count, 1000):
+        rows = []
+        for trial in trials[start : start + 1000]:
+            row = jobs.trial_job(trial, search.name, app_id, evaluator.resources, now, None)
+            outcome = {"objective": run(trial.config), "failure": None, "metadata": {}, "host": "before"}
+            outcome.update(start=now - mean_s, end=now)
+            rows.append(
+                {**row, "data": {**row["data"], "result": outcome, "gathered": {"order": trial.number, "at": now}}}
+            )
+        ids = gateway.create_jobs(rows)
+        gateway._call("PATCH", "jobs/", body=[{"id": one, "state": "JOB_FINISHED", "state_data": {}} for one in ids])
+
+
 def quantiles(values: list[float], *shares: float) -> list[float]:
     """Return the quantiles; NaN for none."""
     ordered = sorted(values)
@@ -174,7 +197,7 @@ def report(launched: dict[str, Any], watch: Watch, parts: int = 5) -> str:
     ]
     step = max(1, (len(watch.samples) - 1) // parts)
     marks = watch.samples[::step]
-    for before, after in zip(marks, marks[1:], strict=False):
+    for before, after in itertools.pairwise(marks):
         count = max(1, after.evaluated - before.evaluated)
         lines.append(
             f"{after.evaluated:9d} {count / (after.at - before.at):7.1f} "
@@ -199,13 +222,25 @@ def measure(given: argparse.Namespace, folder: Path) -> str:
         evaluator = BalsamEvaluator("ackley", "virtual")
         evaluator.gateway = CountingGateway(stack.client_path)
         problem = resolve_problem("ackley")
+        if given.history:
+            first = Search(problem, evaluator, NAME, given.method, seed=given.seed, log_dir=folder, max_failures=0)
+            prepare(first, gateway, given.history, given.mean)
+            evaluator = BalsamEvaluator("ackley", "virtual")
+            evaluator.gateway = CountingGateway(stack.client_path)
         search = Search(problem, evaluator, NAME, given.method, seed=given.seed, log_dir=folder, max_failures=0)
         servers = [psutil.Process(part.pid) for part in stack.status().processes if part.pid is not None]
         watch = Watch(servers)
         virtual = launchers(stack, site_id, batch_job_id, given)
-        threading.Timer(60 * given.minutes, search.stop).start()
-        threading.Timer(60 * given.minutes, lambda: virtual.send_signal(signal.SIGTERM)).start()
-        search.search(timeout=3600 * 24, on_progress=watch.look)
+        asked_at = time.monotonic()
+
+        def look(progress: Progress) -> None:
+            if not watch.samples:
+                print(f"the driver's first loop came {time.monotonic() - asked_at:.1f} s after the start", flush=True)
+                threading.Timer(60 * given.minutes, search.stop).start()
+                threading.Timer(60 * given.minutes, lambda: virtual.send_signal(signal.SIGTERM)).start()
+            watch.look(progress)
+
+        search.search(timeout=3600 * 24, on_progress=look)
         launched = json.loads(virtual.communicate(timeout=120)[0])
         return report(launched, watch)
     finally:
@@ -224,6 +259,7 @@ def main() -> None:
     parser.add_argument("--method", default="ambs")
     parser.add_argument("--prefetch", type=int, help="jobs that a launcher holds ahead [default: one a node]")
     parser.add_argument("--turnaround", type=float, default=0.1, help="seconds between two runs on a node, at least")
+    parser.add_argument("--history", type=int, default=0, help="trials that ended before")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="load ") as folder:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.virtual_launcher --client client.yml --site 1 --batch-job 1 --nodes 1024 ...
 
 It speaks the session API as Balsam's own launcher and agent do: acquire jobs, report RUNNING, RUN_DONE and what comes
-after it in bulk; and each run writes its result into its own job as the worker does, a request to read and one to write.
+after it in bulk; and each run writes its result into its own job as the worker does, one request to read, one to write.
 Only the runs are not real: a node is busy for a drawn time, and the objective is computed when it ends. At the end it
 prints what its nodes did, as JSON.
 """
@@ -229,7 +229,9 @@ class VirtualLauncher:
     def _acquire(self) -> None:
         api = self._make_api()
         try:
-            session = api.call("POST", "sessions/", {"site_id": self._site_id, "batch_job_id": self._batch_job_id})["id"]
+            session = api.call("POST", "sessions/", {"site_id": self._site_id, "batch_job_id": self._batch_job_id})[
+                "id"
+            ]
             ticked = time.monotonic()
             while not self._stop.wait(self._poll_s):
                 wanted = self._prefetch + len(self.nodes.idle) - len(self._waiting)

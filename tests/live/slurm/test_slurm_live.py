@@ -18,7 +18,7 @@ from deephyper_balsam.sites.local import LocalStack
 from live.machine import Machine, machine
 from live.waiting import wait_for
 
-from .lab import GPUS, SlurmLab, missing
+from .lab import SlurmLab, missing
 
 pytestmark = [pytest.mark.live, pytest.mark.slurm]
 
