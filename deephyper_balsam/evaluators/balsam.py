@@ -330,8 +330,8 @@ class BalsamEvaluator:
         self._order = len(gathered)
         trials = sorted((jobs.read_trial(row) for row in rows), key=lambda trial: trial.number)
         results = [jobs.read_result(jobs.trial_number(row), row["data"]["result"]) for row in gathered]
-        # What ended while no driver looked is collected like any other result: look at everything once more
-        self._changes.begin_again()
+        # What ended while no driver looked is collected like any other result
+        self._changes.offer_again(row for row in rows if "gathered" not in row["data"])
         cancelled = [row for row in rows if jobs.read_state(row) is TrialState.CANCELLED]
         lives, orders = self._lives_and_orders(record.name)
         max_evals, timeout_s = effective_budget(record.settings, lives, orders)
@@ -404,9 +404,14 @@ class BalsamEvaluator:
         new = {trial.number: self._new_job(trial, placed) for trial in trials if trial.number not in there}
         self._jobs.create(new)
         assert self.sites is not None
+        free = {site.name: site.capacity - self.sites.under_way(site) for site in self.sites}
+        by_site: dict[str, list[int]] = {name: [] for name in free}
         for number, row in new.items():
-            where = self.sites.of_job(row).name
-            self._table.put({"job_id": number, "job_status": TrialState.READY.value, "m:site": where})
+            by_site[self.sites.of_job(row).name].append(number)
+        for where, numbers in by_site.items():
+            self.sites.named(where).delay.submitted(numbers, free[where])
+            for number in numbers:
+                self._table.put({"job_id": number, "job_status": TrialState.READY.value, "m:site": where})
 
     def _new_job(self, trial: Trial, placed: Counter[str]) -> Row:
         assert self._search is not None, "open() comes first"
@@ -481,6 +486,8 @@ class BalsamEvaluator:
         self._gathered.add(result.number)
         if result.started_at and result.ended_at:
             site.durations_s.append(result.ended_at - result.started_at)
+            asked, gathered = row["data"]["asked"]["at"], row["data"]["gathered"]["at"]
+            site.delay.ended(result.number, asked, result.started_at, result.ended_at, gathered)
             site.allocations.note_work()
         if result.state is TrialState.DONE:
             site.allocations.worked()

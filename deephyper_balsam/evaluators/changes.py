@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from deephyper_balsam import jobs
 from deephyper_balsam.gateway import Gateway, Row
 
-_OVERLAP_S = 10.0  # a look goes back this far: clocks differ, and a commit may land late
+# A look goes back a little, for a commit may land late: a request that takes long has its rows changed before ours.
+# Each look goes back far enough for small requests; one now and then for the largest.
+_OVERLAP_S = 1.5
+_LONG_OVERLAP_S = 30.0
+_LONG_LOOK_EVERY_S = 10.0
 
 
 class Changes:
     """Reads the jobs of one search, each time those that changed lately, and knows which of them were noted before."""
 
-    def __init__(self, gateway: Gateway, search: str) -> None:
-        self._gateway, self._search = gateway, search
-        self.begin_again()
-
-    def begin_again(self) -> None:
-        """Take everything for new at the next look."""
-        self._since: str | None = None
-        self._since_s = -math.inf
+    def __init__(self, gateway: Gateway, search: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gateway, self._search, self._clock = gateway, search, clock
+        self._last: str | None = None  # the newest `last_update` that was noted, in the server's own words
+        self._last_s = -math.inf
         self._noted: dict[int, tuple[str, float]] = {}  # job id -> last_update of what the next look may show again
+        self._offered: dict[int, Row] = {}
+        self._long_look_at = -math.inf
 
     def read(self, everything: bool = False) -> list[Row]:
         """Return the jobs that changed since what was noted last, and a little before; or all."""
-        since = None if everything else self._since
-        return list(self._gateway.jobs(jobs.trial_tags(self._search), changed_since=since))
+        since = None
+        if self._last is not None and not everything:
+            overlap_s = _OVERLAP_S
+            if self._clock() - self._long_look_at >= _LONG_LOOK_EVERY_S:
+                self._long_look_at, overlap_s = self._clock(), _LONG_OVERLAP_S
+            since = (datetime.fromisoformat(self._last) - timedelta(seconds=overlap_s)).isoformat()
+        rows = {row["id"]: row for row in self._gateway.jobs(jobs.trial_tags(self._search), changed_since=since)}
+        return list({**self._offered, **rows}.values())
+
+    def offer_again(self, rows: Iterable[Row]) -> None:
+        """Take these for new at the next look: nobody has dealt with what they say."""
+        self._offered = {row["id"]: row for row in rows}
+        for job_id in self._offered:
+            self._noted.pop(job_id, None)
 
     def is_new(self, row: Row) -> bool:
         """Return whether a job has changed since it was noted."""
@@ -35,12 +51,13 @@ class Changes:
 
     def note(self, row: Row) -> None:
         """Say that a job was dealt with as it is."""
+        self._offered.pop(row["id"], None)
         updated_s = jobs.updated_at(row)
         self._noted[row["id"]] = row["last_update"], updated_s
-        if updated_s - _OVERLAP_S > self._since_s:
-            self._since_s = updated_s - _OVERLAP_S
-            self._since = (datetime.fromisoformat(row["last_update"]) - timedelta(seconds=_OVERLAP_S)).isoformat()
+        if updated_s > self._last_s:
+            self._last, self._last_s = row["last_update"], updated_s
 
     def forget_old(self) -> None:
         """Forget what no look will show again."""
-        self._noted = {key: noted for key, noted in self._noted.items() if noted[1] >= self._since_s}
+        horizon_s = self._last_s - _LONG_OVERLAP_S
+        self._noted = {key: noted for key, noted in self._noted.items() if noted[1] >= horizon_s}

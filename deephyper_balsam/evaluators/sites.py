@@ -13,6 +13,7 @@ from statistics import fmean
 
 from deephyper_balsam.allocations import Allocations, Work
 from deephyper_balsam.errors import BalsamError, NotLoggedInError, UnreachableError
+from deephyper_balsam.evaluators.delay import PipelineDelay
 from deephyper_balsam.evaluators.limits import StartLimit
 from deephyper_balsam.evaluators.needs import Needs
 from deephyper_balsam.evaluators.table import Table
@@ -23,10 +24,8 @@ from deephyper_balsam.watch import SiteWatch
 
 logger = logging.getLogger(__name__)
 
-PIPELINE_DELAY_S = 6.0
-"""From a run's end to the start of the next through Balsam's pipeline, on a stock site (measured: 5 to 6 s)."""
-
 _RECENT_RUNS = 200
+_MOST_WAVES = 4  # what waits was chosen by an older model: more than so many runs a place are not kept ahead
 _PATIENCE_RUNS, _DRAIN_RUNS = 5, 3  # mean durations that a trial waits before room is made for it, and for how long
 _LOOK_S = 5.0
 
@@ -49,6 +48,8 @@ class SearchSite:
         How many minutes a launcher must have left there.
     durations_s
         Of the last runs there.
+    delay
+        From a run's end there to the start of the next.
     gone
         Its agent is silent, while that of another site is not: nothing new starts there.
     refused
@@ -61,6 +62,7 @@ class SearchSite:
     allocations: Allocations
     limit: StartLimit
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_RUNS))
+    delay: PipelineDelay = field(default_factory=PipelineDelay)
     gone: bool = False
     refused: str | None = None
 
@@ -86,8 +88,8 @@ class SearchSite:
         lasting = self.capacity - closing
         if not self.durations_s:
             return lasting - closing
-        share = PIPELINE_DELAY_S / max(fmean(self.durations_s), 0.1)
-        return min(lasting, math.ceil(lasting * share)) - closing
+        waves = self.delay.seconds / max(fmean(self.durations_s), 0.1)
+        return math.ceil(lasting * min(waves, _MOST_WAVES)) - closing
 
     def fits(self, needs: Resources) -> bool:
         """Return whether an allocation there may run an evaluation of this size."""
@@ -165,7 +167,7 @@ class SearchSites:
         if any(site.gone for site in self._sites) and self._clock() - self._looked_at >= _LOOK_S:
             self._looked_at = self._clock()
             for site in self._sites:
-                if site.gone and self._under_way(site):
+                if site.gone and self.under_way(site):
                     site.allocations.free_what_silent_launchers_hold(now)
 
     def _bear(self, site: SearchSite, call: Callable[[], None]) -> None:
@@ -208,7 +210,7 @@ class SearchSites:
         """Return how many trials a site is short of."""
         if self._must_make_room(site):
             return 0
-        return max(0, site.capacity + self._backlog(site) - self._under_way(site))
+        return max(0, site.capacity + self._backlog(site) - self.under_way(site))
 
     def _must_make_room(self, site: SearchSite) -> bool:
         """Return whether nothing new is submitted for a while, so that nodes become free together.
@@ -220,10 +222,11 @@ class SearchSites:
         if since is None or not site.durations_s:
             return False
         usual_s = fmean(site.durations_s)
-        waited_s = self._since_begin() - since - PIPELINE_DELAY_S
+        waited_s = self._since_begin() - since - site.delay.seconds
         return _PATIENCE_RUNS * usual_s < waited_s < (_PATIENCE_RUNS + _DRAIN_RUNS) * usual_s
 
-    def _under_way(self, site: SearchSite) -> int:
+    def under_way(self, site: SearchSite) -> int:
+        """Return how many trials wait or run at a site."""
         return self._table.count(TrialState.READY, TrialState.RUNNING, site=site.name)
 
     def best_for(self, needs: Resources, placed: Mapping[str, int]) -> SearchSite | None:
@@ -244,7 +247,7 @@ class SearchSites:
             return next(iter(fitting), None)
 
         def rank(site: SearchSite) -> tuple[bool, int, float, int]:
-            under_way = self._under_way(site) + placed[site.name]
+            under_way = self.under_way(site) + placed[site.name]
             waits_for = site.capacity + self._backlog(site) - under_way if site.capacity else -math.inf
             return not site.gone, max(0, site.capacity - under_way), waits_for, site.planned - under_way
 
