@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +91,49 @@ def deephyper_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> p
         if line["objective"] is None:
             ended[place] = {**line, "objective": f"F_{line.get('m:failure')}"}
     return table(ended, hyperparameters)
+
+
+class ResultsFile:
+    """`results.csv`, which grows with the search: whole at each writing, but only lines that changed are made anew.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    hyperparameters
+        Their columns come first.
+    """
+
+    def __init__(self, path: Path, hyperparameters: Iterable[str] = ()) -> None:
+        self._path, self._hyperparameters = path, list(hyperparameters)
+        self._columns: list[str] = columns((), self._hyperparameters)
+        self._texts: dict[int, str] = {}
+
+    def write(self, changed: Iterable[Line], every: Callable[[], Iterable[Line]]) -> None:
+        """Write the file anew.
+
+        Parameters
+        ----------
+        changed
+            The lines that are new or other than at the last writing.
+        every
+            Gives all lines; asked only when there are new columns.
+        """
+        changed = list(changed)
+        new = [name for name in columns(changed) if name not in self._columns]
+        if new:
+            changed = list(every())
+            self._columns = columns(changed, self._hyperparameters)
+        for line in changed:
+            self._texts[line["job_id"]] = _csv_line(line.get(name) for name in self._columns)
+        texts = (self._texts[number] for number in sorted(self._texts))
+        write_whole(self._path, _csv_line(self._columns) + "".join(texts))
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
 
 
 EXPORTS = (".csv", ".json", ".parquet")

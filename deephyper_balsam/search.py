@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LONGEST_RETRY_S = 30.0
+_IDLE_POLLS = 4  # while nothing runs
 _EXPORT_SHARE = 0.05  # of the driver's time, at most, goes into writing results.csv
 
 
@@ -209,6 +210,7 @@ class Search:
         self._first_of_ours = 0
         self._notice: str | None = None
         self._best: dict[str, Any] | None = None
+        self._file = results.ResultsFile(self.folder / "results.csv", problem.hyperparameter_names)
         self._exported_at = -1e9
         self._export_took_s = 0.0
         # Made once here, so that a wrong method or option is refused before anything is begun
@@ -346,7 +348,7 @@ class Search:
                     break
                 if self._drain_until is None:
                     self._fill(optimizer)
-                self._stop.wait(self._poll_s)
+                self._stop.wait(self._pause_s(progress))
         except KeyboardInterrupt:
             self.stop()
         except TakenOverError as error:
@@ -513,6 +515,11 @@ class Search:
 
     # --- the loop's parts ----------------------------------------------------------------------------------------
 
+    def _pause_s(self, progress: Progress) -> float:
+        """Return how long to wait for the next look: longer while no result can come."""
+        idle = not progress.capacity and not progress.states[TrialState.RUNNING]
+        return self._poll_s * (_IDLE_POLLS if idle else 1)
+
     def _record(self, arrived: list[Result], optimizer: Optimizer) -> None:
         if not arrived:
             return
@@ -615,8 +622,7 @@ class Search:
         moment = time.monotonic()
         if not now and moment - self._exported_at < max(1.0, self._export_took_s / _EXPORT_SHARE):
             return
-        frame = results.table(self.evaluator.lines, self.problem.hyperparameter_names)
-        results.write_whole(self.folder / "results.csv", frame.to_csv(index=False))
+        self._file.write(self.evaluator.take_changed_lines(), lambda: self.evaluator.lines)
         self._exported_at = time.monotonic()
         self._export_took_s = self._exported_at - moment
 

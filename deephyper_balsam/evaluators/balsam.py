@@ -563,6 +563,10 @@ class BalsamEvaluator:
         """Return the lines of `results.csv`, by trial number."""
         return self._table.lines
 
+    def take_changed_lines(self) -> list[dict[str, Any]]:
+        """Return the lines of `results.csv` that changed since the last call."""
+        return self._table.take_changed()
+
     @property
     def notice(self) -> str | None:
         """What a person should know about the sites, their nodes and the allocations, if there is something."""

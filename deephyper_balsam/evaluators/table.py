@@ -16,11 +16,13 @@ class Table:
     def __init__(self) -> None:
         self._lines: dict[int, Line] = {}
         self._counts: Counter[tuple[str, TrialState]] = Counter()
+        self._changed: dict[int, Line] = {}
         self._waiting: dict[str, set[int]] = defaultdict(set)  # site -> the numbers of the trials that wait there
 
     def clear(self) -> None:
         """Forget everything."""
         self._lines.clear()
+        self._changed.clear()
         self._counts.clear()
         self._waiting.clear()
 
@@ -32,7 +34,7 @@ class Table:
             self._waiting[before["m:site"]].discard(line["job_id"])
         if line["job_status"] == TrialState.READY.value:
             self._waiting[line["m:site"]].add(line["job_id"])
-        self._lines[line["job_id"]] = line
+        self._lines[line["job_id"]] = self._changed[line["job_id"]] = line
         self._counts[_key(line)] += 1
 
     def __getitem__(self, number: int) -> Line:
@@ -41,6 +43,11 @@ class Table:
     def get(self, number: int) -> Line:
         """Return the line of a trial; an empty one for a trial that is not there."""
         return self._lines.get(number, {})
+
+    def take_changed(self) -> list[Line]:
+        """Return the lines that were taken in since the last call."""
+        changed, self._changed = list(self._changed.values()), {}
+        return changed
 
     @property
     def lines(self) -> list[Line]:

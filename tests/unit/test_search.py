@@ -163,9 +163,9 @@ def test_progress_is_told_after_every_look_and_ends_with_the_best(make: Make, pl
 def test_never_more_is_under_way_than_runs_and_waits_usefully(make: Make, play: Play, problem: HpProblem) -> None:
     play(score)
     seen: list[Progress] = []
-    make(problem).search(max_evals=25, on_progress=seen.append)
+    make(problem).search(max_evals=40, on_progress=seen.append)
     under_way = [one.states[TrialState.READY] + one.states[TrialState.RUNNING] for one in seen]
-    assert max(under_way) <= 6  # as many as run, and one more wave
+    assert max(under_way) <= 15  # as many as run, and four waves of runs that are far shorter than the pipeline
 
 
 def test_failing_runs_count_have_their_reason_and_are_not_run_again(
