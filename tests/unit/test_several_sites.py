@@ -125,7 +125,7 @@ def test_what_waits_follows_the_pace_of_each_site(two: TwoSites) -> None:
     two.site("lab").durations_s.append(6000.0)
     two.site("theta").durations_s.append(1.0)
     two.fill()
-    assert two.where() == {"lab": 5, "theta": 8}
+    assert two.where() == {"lab": 5, "theta": 20}
 
 
 def test_while_nothing_runs_trials_wait_for_the_queues(two: TwoSites) -> None:
@@ -473,6 +473,7 @@ def test_what_waits_where_nothing_runs_comes_before_anything_new(two: TwoSites) 
     while two.fill():
         pass
     assert two.where() == {"lab": 4, "theta": 4}
+    two.site("theta").durations_s.extend([6.0] * 199)  # as long as the pipeline: one wave waits
     two.lab.end_allocation(batch)
     two.look(2)
     for expected in ({"lab": 3, "theta": 4}, {"lab": 2, "theta": 4}):
