@@ -473,7 +473,7 @@ def test_what_waits_where_nothing_runs_comes_before_anything_new(two: TwoSites) 
     while two.fill():
         pass
     assert two.where() == {"lab": 4, "theta": 4}
-    two.site("theta").durations_s.extend([6.0] * 199)  # as long as the pipeline: one wave waits
+    two.site("theta").durations_s.extend([6.5] * 199)  # as long as the pipeline: one wave waits
     two.lab.end_allocation(batch)
     two.look(2)
     for expected in ({"lab": 3, "theta": 4}, {"lab": 2, "theta": 4}):
