@@ -138,7 +138,7 @@ def progress(trials: Trials, by: str) -> Spec:
 
 
 def running_trials(trials: Trials) -> Spec:
-    """Return how many trials ran at once, over time. What the rest of the time went for is a question for a ledger."""
+    """Return how many trials ran at once, over time. What the rest of the time went for says `analysis.node_hours`."""
     steps = running(trials.ended)
     most = max((int(count) for _, count in steps), default=0)
     unit, length = time_unit(steps[-1][0] if steps else 0.0)

@@ -1,0 +1,66 @@
+"""The figure of a ledger: where the nodes of a search were over time."""
+
+from __future__ import annotations
+
+import itertools
+
+from deephyper_balsam.analysis.look import LIGHT, TICKS, Spec, spec
+from deephyper_balsam.analysis.trials import time_unit
+from deephyper_balsam.ledger import KINDS, Ledger
+
+# Work in the accent, loss in warm colours, waiting in greys
+_COLOURS = {
+    "useful": LIGHT["accent"],
+    "failed": "#c2410c",
+    "repeated": "#f59e0b",
+    "start-up": "#374151",
+    "between runs": "#9ca3af",
+    "no configuration": "#be185d",
+    "no driver": "#7c3aed",
+    "end of allocation": "#d1d5db",
+    "drained": "#e5e7eb",
+}
+
+
+def node_hours(ledger: Ledger) -> Spec:
+    """Return where the nodes of a search were over time: busy, and idle by cause."""
+    kinds = [kind for kind in KINDS if ledger.by_kind[kind]]
+    zero = ledger.edges[0] if ledger.edges else 0.0
+    unit, length = time_unit(ledger.edges[-1] - zero if ledger.edges else 0.0)
+    values = [
+        {
+            "t": round((begin - zero) / length, 5),
+            "e": round((end - zero) / length, 5),
+            "n": round(3600 * ledger.over_time[kind][place] / (end - begin), 5),
+            "k": kind,
+            "o": order,
+        }
+        for place, (begin, end) in enumerate(itertools.pairwise(ledger.edges))
+        for order, kind in enumerate(kinds)
+    ]
+    x = {
+        "field": "t",
+        "type": "quantitative",
+        "title": f"{unit} since the first allocation began",
+        "scale": {"nice": False},
+        "axis": TICKS,
+    }
+    body = {
+        "height": 220,
+        "data": {"values": values},
+        "mark": {"type": "bar", "binSpacing": 0},
+        "encoding": {
+            "x": x,
+            "x2": {"field": "e"},
+            "y": {"field": "n", "type": "quantitative", "title": "nodes", "stack": "zero"},
+            "color": {
+                "field": "k",
+                "type": "nominal",
+                "title": None,
+                "sort": kinds,
+                "scale": {"domain": kinds, "range": [_COLOURS[kind] for kind in kinds]},
+            },
+            "order": {"field": "o"},
+        },
+    }
+    return spec(body, "Nodes of the search over time: busy, and idle by cause", width=480)

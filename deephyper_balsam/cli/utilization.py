@@ -1,0 +1,95 @@
+"""`deephyper-balsam search utilization`: where the node-hours of a search went."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deephyper_balsam.cli.common import echo_json, echo_table, json_option
+
+if TYPE_CHECKING:
+    from deephyper_balsam.ledger import Ledger
+
+_FILE = click.Path(path_type=Path)
+_SAID = {
+    "useful": "trials with a result",
+    "failed": "trials that failed",
+    "repeated": "runs that were cut, or ended by the machine, and began again",
+    "start-up": "from the allocation's start to its first run",
+    "between runs": "a result or a trial on its way through Balsam",
+    "no configuration": "the driver had submitted nothing",
+    "no driver": "nobody drove the search",
+    "end of allocation": "what waited was not begun any more",
+    "drained": "everything was submitted, the last runs went on",
+}
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "-o", "output", type=click.Path(path_type=Path), help="Draw it over time to this .pdf, .png or .svg file."
+)
+@json_option
+def utilization(name: str, output: Path | None, as_json: bool) -> None:
+    """Say where the node-hours of the search NAME went: useful, failed, repeated, and idle by cause.
+
+    By Balsam's event log and jobs; also while the search runs.
+
+    \b
+    Example:
+      deephyper-balsam search utilization digits-1
+    """
+    from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.ledger import account
+    from deephyper_balsam.record import find_record
+    from deephyper_balsam.traces import read_trace
+
+    if output is not None:
+        from deephyper_balsam.analysis.drawing import check_drawing
+
+        check_drawing(output)
+    gateway = Gateway()
+    ledger = account(read_trace(gateway, find_record(gateway, name)))
+    if as_json:
+        echo_json(ledger.to_dict())
+    else:
+        _say(name, ledger)
+    if output is not None:
+        from deephyper_balsam.analysis.drawing import draw
+        from deephyper_balsam.analysis.node_hours import node_hours
+        from deephyper_balsam.results import write_whole
+
+        write_whole(output, draw(node_hours(ledger), output.suffix.lower()))
+        click.echo(f"Figure written to {output}", err=True)
+
+
+def _say(name: str, ledger: Ledger) -> None:
+    if not ledger.total:
+        click.echo(f"Search {name}: no allocation of it has run yet.")
+    else:
+        click.echo(f"Search {name}: {ledger.utilization:.1%} of {ledger.total:.4g} node-hours were useful.\n")
+        rows = [
+            {"": kind, "node-hours": f"{hours:.4g}", "share": f"{hours / ledger.total:6.1%}", "what": _SAID[kind]}
+            for kind, hours in ledger.by_kind.items()
+        ]
+        echo_table(rows, ("", "node-hours", "share", "what"), False, "")
+        click.echo()
+        each = [
+            {
+                "BatchJob": one["batch_job"],
+                "site": one["site"],
+                "nodes": one["nodes"],
+                "began": time.strftime("%m-%d %H:%M:%S", time.localtime(one["start"])),
+                "minutes": f"{60 * one['hours']:.1f}",
+                "useful": f"{one['useful'] / one['node_hours']:.1%}" if one["node_hours"] else "",
+                "most idle by": max(list(_SAID)[3:], key=lambda cause: float(one[cause])),
+            }
+            for one in ledger.by_allocation
+        ]
+        columns = ("BatchJob", "site", "nodes", "began", "minutes", "useful", "most idle by")
+        echo_table(each, columns, False, "")
+    if ledger.waited * 60 >= 0.1:
+        click.echo(f"\nA driver was at work for {60 * ledger.waited:.1f} minutes in which no allocation ran.")
