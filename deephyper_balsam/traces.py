@@ -16,6 +16,7 @@ from deephyper_balsam.record import SearchRecord
 from deephyper_balsam.trial import TrialState
 
 _IDS_A_CALL = 200
+_ALIVE = ("running", "pending_deletion")
 
 
 def read_trace(gateway: Gateway, record: SearchRecord) -> Trace:
@@ -65,16 +66,23 @@ def _is_complete(gateway: Gateway, record: SearchRecord, lives: list[Life], rows
 
 
 def _allocations(gateway: Gateway, record: SearchRecord, rows: list[Row], now: float) -> list[Allocation]:
-    """Return the BatchJobs that ran this search: those that held a job of it, or are for it alone."""
+    """Return the BatchJobs that ran this search: those that held a job of it, or are for it alone.
+
+    Agents say when one began as it ends; until then it counts from its first run.
+    """
     held = {row.get("batch_job_id") for row in rows}
     sites = {site["id"]: site["name"] for site in gateway.sites() if site["name"] in record.sites}
     found = []
     for row in gateway.batch_jobs(sites):
-        if not row["start_time"] or (row["id"] not in held and row["filter_tags"] != jobs.trial_tags(record.name)):
+        if row["id"] not in held and row["filter_tags"] != jobs.trial_tags(record.name):
             continue
-        start = parse_time(row["start_time"])
+        its_jobs = [job for job in rows if job.get("batch_job_id") == row["id"]]
+        begun = [job["data"]["result"]["start"] for job in its_jobs if "start" in job["data"].get("result", {})]
+        if not row["start_time"] and (row["state"] not in _ALIVE or not begun):
+            continue
+        start = parse_time(row["start_time"]) if row["start_time"] else min(begun)
         end = parse_time(row["end_time"]) if row["end_time"] else now
-        most = [_slots(job, row["num_nodes"]) for job in rows if job.get("batch_job_id") == row["id"]]
+        most = [_slots(job, row["num_nodes"]) for job in its_jobs]
         found.append(
             Allocation(
                 id=row["id"],
