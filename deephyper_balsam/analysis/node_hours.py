@@ -41,6 +41,7 @@ def node_hours(ledger: Ledger) -> Spec:
     x = {
         "field": "t",
         "type": "quantitative",
+        "bin": "binned",
         "title": f"{unit} since the first allocation began",
         "scale": {"nice": False},
         "axis": TICKS,
@@ -48,7 +49,7 @@ def node_hours(ledger: Ledger) -> Spec:
     body = {
         "height": 220,
         "data": {"values": values},
-        "mark": {"type": "bar", "binSpacing": 0},
+        "mark": {"type": "bar", "orient": "vertical", "binSpacing": 0},
         "encoding": {
             "x": x,
             "x2": {"field": "e"},

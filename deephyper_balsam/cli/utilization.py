@@ -19,7 +19,7 @@ _SAID = {
     "failed": "trials that failed",
     "repeated": "runs that were cut, or ended by the machine, and began again",
     "start-up": "from the allocation's start to its first run",
-    "between runs": "a result or a trial on its way through Balsam",
+    "between runs": "results and trials on their way through Balsam, and processes that start",
     "no configuration": "the driver had submitted nothing",
     "no driver": "nobody drove the search",
     "end of allocation": "what waited was not begun any more",
