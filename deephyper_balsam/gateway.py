@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -79,6 +80,7 @@ class Gateway:
     # --- one request ---------------------------------------------------------------------------------------------
 
     def _call(self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        import orjson
         import requests
         from balsam.client.encoders import jsonable_encoder
 
@@ -99,7 +101,7 @@ class Gateway:
             self._ahead_s = parsedate_to_datetime(response.headers["Date"]).timestamp() + 0.5 - time.time()
         if response.status_code < 400:
             try:
-                return response.json() if response.content else None
+                return orjson.loads(response.content) if response.content else None
             except ValueError as error:
                 raise BalsamError(
                     f"{method} {root}/{path} answered no JSON but {response.text[:60]!r}: is this Balsam's API? "
@@ -115,13 +117,18 @@ class Gateway:
         raise BalsamError(said)
 
     def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[Row]:
-        offset = 0
-        while True:
-            page = self._call("GET", path, {**params, "limit": _PAGE_ROWS, "offset": offset})["results"]
-            yield from page
-            if len(page) < _PAGE_ROWS:
-                return
-            offset += _PAGE_ROWS
+        def read(offset: int) -> list[Row]:
+            rows: list[Row] = self._call("GET", path, {**params, "limit": _PAGE_ROWS, "offset": offset})["results"]
+            return rows
+
+        page, offset = read(0), 0
+        with ThreadPoolExecutor(1) as ahead:  # the server makes the next page while this one is worked on
+            while len(page) == _PAGE_ROWS:
+                offset += _PAGE_ROWS
+                following = ahead.submit(read, offset)
+                yield from page
+                page = following.result()
+        yield from page
 
     # --- sites and applications ----------------------------------------------------------------------------------
 
