@@ -50,6 +50,7 @@ class LiveView:
         """Show a picture: at once on a terminal, now and then in a log."""
         self._picture, self._shown_at = picture, time.monotonic()
         if self._live is not None:
+            self._live.refresh()
             return
         best = picture.best and picture.best.number
         self._say(one_line(picture), (picture.notice, best, picture.complete))

@@ -66,7 +66,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = options.height or options.size.height
         rows = draw(self.picture, options.max_width, height, self.now, self.note)
-        yield Text("\n").join(rows)
+        yield Text("\n", end="").join(rows)
 
 
 def draw(picture: Picture, width: int, height: int, now: float, note: str | None = None) -> list[Text]:
@@ -197,37 +197,25 @@ def _beside(picture: Picture, width: int, height: int, now: float) -> list[Text]
         return []
     gap = 2
     half = (width - gap) // 2
-    running = [_running(run, now) for run in picture.running]
-    last = [_ended(one, now) for one in picture.last]
-    total = max(picture.states[TrialState.RUNNING], len(running))
-    columns = (
-        [_title(f"running: {total}"), *_first(running, height - 1, total, half)],
-        [_title("last results"), *_first(last, height - 1, None, width - half - gap)],
-    )
+    running = [_title(f"running: {picture.states[TrialState.RUNNING]} (trial, age, where)")]
+    running += [_running(run, now) for run in picture.running[: height - 1]]
+    ended = [_title("ended (trial, objective, took, node)")]
+    ended += [_ended(one) for one in picture.last[: height - 1]]
     rows = []
-    for number in range(min(height, max(map(len, columns)))):
-        one, other = (column[number].copy() if number < len(column) else Text() for column in columns)
+    for number in range(max(len(running), len(ended))):
+        one, other = (column[number] if number < len(column) else Text() for column in (running, ended))
         one.truncate(half, overflow="ellipsis", pad=True)
         rows.append(Text.assemble(one, " " * gap, other))
     return rows
 
 
-def _first(rows: list[Text], height: int, total: int | None, width: int) -> list[Text]:
-    """Return the first rows, the last of them saying how many are left out of `total`."""
-    if not rows:
-        return [Text("none", style="dim")]
-    if total is None or total <= height:
-        return rows[:height]
-    return [*rows[: height - 1], Text(f"and {total - min(len(rows), height - 1)} more", style="dim")]
-
-
 def _running(run: Running, now: float) -> Text:
-    where = run.host or ("" if run.batch_job_id is None else f"BatchJob {run.batch_job_id}")
+    where = run.host or (run.site if run.batch_job_id is None else f"{run.site}, BatchJob {run.batch_job_id}")
     nodes = f" {run.nodes:g} nodes" if run.nodes > 1 else ""
-    return Text(f"{run.number:>5}  {duration(now - run.since):>6}  {where or run.site}{nodes}")
+    return Text(f"{run.number:>5}  {duration(now - run.since):>6}  {where}{nodes}")
 
 
-def _ended(one: Ended, now: float) -> Text:
+def _ended(one: Ended) -> Text:
     took = "" if one.took_s is None else duration(one.took_s)
     if one.failure is not None:
         return Text.assemble(f"{one.number:>5}  ", (one_row(one.failure), "red"))
@@ -237,14 +225,18 @@ def _ended(one: Ended, now: float) -> Text:
 def _failures(picture: Picture, most: int) -> list[Text]:
     if not picture.failures:
         return []
-    rows = [Text(f"{count:>5}x {one_row(reason)}", style="red") for reason, count in picture.failures]
-    return [_title("failures"), *_first(rows, most, len(rows), 0)]
+    count, reasons = picture.states[TrialState.FAILED], len(picture.failures)
+    title = _title(f"failures: {count} for {reasons} reason{'s' * (reasons > 1)}")
+    return [title, *(Text(f"{times:>5}x {one_row(reason)}", style="red") for reason, times in picture.failures[:most])]
 
 
 def _allocations(picture: Picture, most: int) -> list[Text]:
     alive = sorted(picture.allocations, key=lambda one: (one.state != "running", one.site, one.id))
-    rows = [_allocation(one) for one in alive] or [Text("none is alive", style="dim")]
-    return [_title("allocations"), *_first(rows, most, len(rows), 0)]
+    running = [one for one in alive if one.state == "running"]
+    said = f"{len(running)} running with {sum(one.nodes for one in running)} nodes" if running else "none is running"
+    if len(alive) > len(running):
+        said += f", {len(alive) - len(running)} to come"
+    return [_title(f"allocations: {said}"), *map(_allocation, alive[:most])]
 
 
 def _allocation(one: Allocation) -> Text:
