@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from deephyper_balsam.trial import Config, TrialState
 RECENT_S = 300.0
 """The last minutes, over which the rate and the use of the nodes are told."""
 
-_LAST = 40
+_SHOWN = 100  # of the trials that run, and of those that ended; no screen has more rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Picture:
     steps
         Where the best objective rose: time (epoch), objective; by time.
     running, last
-        Trials that run, the oldest first; the last that ended, the newest first.
+        Of the trials that run the oldest, the oldest first; the last that ended, the newest first. `states` counts all.
     failures
         Reason, how often; the most frequent first.
     busy
@@ -146,18 +147,6 @@ class Picture:
     def evaluated(self) -> int:
         """Trials that count against `max_evals`: done and failed."""
         return self.states[TrialState.DONE] + self.states[TrialState.FAILED]
-
-    @property
-    def to_the_end_s(self) -> float | None:
-        """Seconds until the budget is used, at the rate of the last minutes; None: not known."""
-        ends = []
-        if self.timeout_s is not None:
-            ends.append(max(0.0, self.timeout_s - self.elapsed_s))
-        if self.max_evals is not None and self.evaluated >= self.max_evals:
-            ends.append(0.0)
-        elif self.max_evals is not None and self.evaluations_per_min:
-            ends.append(60.0 * (self.max_evals - self.evaluated) / self.evaluations_per_min)
-        return min(ends, default=None)
 
 
 @dataclass(frozen=True)
@@ -214,7 +203,7 @@ class Tally:
         objective = outcome["objective"]
         took_s = None if start is None else max(0.0, at - start)
         bisect.insort(self._last, (at, number, Ended(number, at, took_s, objective, failure, host)))
-        del self._last[:-_LAST]
+        del self._last[:-_SHOWN]
         if not self._recent or at > self._recent[-1][0] - RECENT_S:
             nodes = row["num_nodes"] / row["node_packing_count"]
             bisect.insort(self._recent, (at, number, at if start is None else start, nodes, batch_job_id or -1))
@@ -271,14 +260,15 @@ class Tally:
         return [(reason, count) for reason, count in self._failures.most_common() if count]
 
     def running(self, allocations: Sequence[Allocation]) -> list[Running]:
-        """Return the trials that run, the oldest first."""
+        """Return those that have run longest, the oldest first: more than a screen has rows."""
         single = {one.id for one in allocations if one.nodes == 1}
 
         def with_host(run: Running) -> Running:
             host = self._hosts.get(run.batch_job_id or -1) if run.batch_job_id in single else None
             return Running(run.number, run.since, run.nodes, run.site, run.batch_job_id, host)
 
-        return sorted(map(with_host, self._running.values()), key=lambda run: (run.since, run.number))
+        oldest = heapq.nsmallest(_SHOWN, self._running.values(), key=lambda run: (run.since, run.number))
+        return [with_host(run) for run in oldest]
 
     def per_min(self, now: float, since: float) -> float:
         """Return the evaluations a minute over the last minutes, or since the search was taken up."""

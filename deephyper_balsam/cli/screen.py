@@ -28,16 +28,16 @@ def duration(seconds: float) -> str:
 
 
 def left(picture: Picture) -> str:
-    """Return what is left of the budgets."""
+    """Return what is left of the budgets, and how long that takes at the rate of the last minutes."""
     parts = []
     if picture.max_evals is not None:
-        parts.append(f"{max(0, picture.max_evals - picture.evaluated)} of {picture.max_evals} evaluations")
+        rest = max(0, picture.max_evals - picture.evaluated)
+        parts.append(f"{rest} evaluations")
+        if rest and picture.evaluations_per_min:
+            parts[-1] += f" (about {duration(60 * rest / picture.evaluations_per_min)})"
     if picture.timeout_s is not None:
         parts.append(duration(picture.timeout_s - picture.elapsed_s))
-    said = " or ".join(parts)
-    if picture.to_the_end_s and picture.evaluations_per_min:
-        said += f", about {duration(picture.to_the_end_s)}"
-    return said
+    return " or ".join(parts)
 
 
 def one_line(picture: Picture) -> str:

@@ -125,7 +125,7 @@ def test_every_part_has_its_place(size: tuple[int, int]) -> None:
         "driven 2h45m",
         "800 done  100 failed  60 running  12 waiting",
         "nodes 93% busy  12.3/min",
-        "45%  left: 1100 of 2000 evaluations, about 1h29m",
+        "45%  left: 1100 evaluations (about 1h29m)",
         "best 0.88 (trial 417)  learning_rate=0.001235  units=64",
         "best objective over time",
         "0.88 ┤",
@@ -165,7 +165,7 @@ def test_ages_grow_while_balsam_does_not_answer_and_it_is_said() -> None:
 def test_one_line_holds_all_of_it() -> None:
     assert one_line(picture(notice="wait")) == (
         " 2h45m  done 800  running 60  waiting 12  failed 100  best 0.88 (trial 417)  12.3/min  "
-        "left 1100 of 2000 evaluations, about 1h29m  [wait]"
+        "left 1100 evaluations (about 1h29m)  [wait]"
     )
 
 
