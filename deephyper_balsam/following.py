@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from deephyper_balsam.drivers import Life, at_the_wheel
 from deephyper_balsam.evaluators.base import EXHAUSTED
 from deephyper_balsam.evaluators.changes import Changes
@@ -12,7 +9,7 @@ from deephyper_balsam.gateway import Gateway, Row, parse_time
 from deephyper_balsam.jobs import trial_tags
 from deephyper_balsam.notes import read_notes
 from deephyper_balsam.orders import Order, effective_budget
-from deephyper_balsam.picture import Allocation, Picture, Tally
+from deephyper_balsam.picture import Allocation, Picture, Tally, about
 from deephyper_balsam.record import SearchRecord
 from deephyper_balsam.sites.chain import ALIVE, SEARCH
 from deephyper_balsam.watch import SiteWatch
@@ -39,7 +36,7 @@ class Follower:
         BalsamError
             Balsam does not answer, or refuses; the next look takes up what this one missed.
         """
-        record, tally = self._record, self._tally
+        record, tally, settings = self._record, self._tally, self._record.settings
         self._read_sites()
         self._read_trials()
         batch_jobs = self._gateway.batch_jobs(self._sites, ALIVE) if self._sites else []
@@ -50,7 +47,7 @@ class Follower:
         orders = [Order.read(row) for row in notes if row["tags"]["kind"] == "order"]
         drove = [life for life in lives if life.driving_since is not None]
         driver = at_the_wheel(lives, now)
-        max_evals, timeout_s = effective_budget(record.settings, drove, orders)
+        max_evals, timeout_s = effective_budget(settings, drove, orders)
         elapsed_s = sum(life.drove_s for life in drove)
         used = (
             (max_evals is not None and tally.evaluated >= max_evals)
@@ -61,7 +58,7 @@ class Follower:
         taken_up_at = max([record.created_at, *(life.driving_since or 0.0 for life in drove)])
         return Picture(
             name=record.name,
-            about=about(record.settings),
+            about=about(settings["method"], settings["problem"].get("name"), record.sites),
             at=now,
             begun_at=record.created_at,
             states=tally.states,
@@ -133,8 +130,3 @@ class Follower:
         elif driver is not None and self._gateway.now() - driver.seen_at > 20.0:
             said.append(f"the driver gave its last sign of life {self._gateway.now() - driver.seen_at:.0f} s ago")
         return "; ".join(words for words in said if words) or None
-
-
-def about(settings: Mapping[str, Any]) -> str:
-    """Return what a search is, from its settings: method, problem, sites."""
-    return f"{settings['method']} on {settings['problem'].get('name')} at {settings['site']}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,11 @@ class Picture:
     def evaluated(self) -> int:
         """Trials that count against `max_evals`: done and failed."""
         return self.states[TrialState.DONE] + self.states[TrialState.FAILED]
+
+
+def about(method: str, problem: str | None, sites: Iterable[str]) -> str:
+    """Return what is searched, how and where, in a few words."""
+    return f"{method} on {problem} at {','.join(sites)}"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 from deephyper_balsam.cli.screen import Screen, duration, one_line
-from deephyper_balsam.following import about
-from deephyper_balsam.picture import Allocation, Picture, Tally
+from deephyper_balsam.picture import Allocation, Picture, Tally, about
 from deephyper_balsam.search import Progress
 
 __all__ = ["LiveView", "ProgressView", "duration"]
@@ -89,7 +88,7 @@ class ProgressView(LiveView):
         self.show(self._picture_of(progress))
 
     def _picture_of(self, progress: Progress) -> Picture:
-        evaluator, tally = self._search.evaluator, self._tally
+        search, evaluator, tally = self._search, self._search.evaluator, self._tally
         now = evaluator.gateway.now()
         allocations = [
             Allocation(
@@ -99,8 +98,8 @@ class ProgressView(LiveView):
             for row in site.allocations.alive
         ]
         return Picture(
-            name=self._search.name,
-            about=about(self._search.settings),
+            name=search.name,
+            about=about(search.method, search.problem.name, [site.name for site in evaluator.sites]),
             at=now,
             begun_at=evaluator.begun_at,
             states=progress.states,

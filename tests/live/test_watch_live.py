@@ -86,7 +86,12 @@ def test_a_search_is_watched_on_two_terminals_from_its_middle_to_its_end(
         return terminals[-1]
 
     def shows(terminal: Terminal, *words: str) -> Callable[[], bool]:
-        return lambda: all(word in terminal.text for word in words)
+        def holds() -> bool:
+            there = all(word in terminal.text for word in words)
+            assert there or terminal.process.poll() is None, terminal.text
+            return there
+
+        return holds
 
     try:
         driver = start([*run, *options], env, 200, 50)

@@ -21,12 +21,18 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
+from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.cli import main
-from deephyper_balsam.cli.progress import LiveView
+from deephyper_balsam.cli.progress import LiveView, ProgressView
 from deephyper_balsam.cli.screen import Screen, draw, duration, one_line
 from deephyper_balsam.drivers import Wheel
+from deephyper_balsam.evaluators.balsam import BalsamEvaluator
+from deephyper_balsam.following import Follower
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.picture import Allocation, Best, Ended, Picture, Running
+from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.record import find_record
+from deephyper_balsam.search import Search
 from deephyper_balsam.trial import TrialState
 
 pytest_plugins = ["balsam_fixtures", "watched_search"]
@@ -185,6 +191,40 @@ def test_a_terminal_gets_its_own_screen_back() -> None:
     text = written.getvalue()
     assert text.index("\x1b[?1049h") < text.index("digits-1") < text.rindex("\x1b[?1049l")
     assert "Ending the search." in text
+
+
+def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
+    site: VirtualSite, play: Callable[..., Any], client_yml: Path, gateway: Gateway, tmp_path: Path
+) -> None:
+    problem = HpProblem("parabola")
+    problem.add_hyperparameter((-10.0, 10.0), "x")
+
+    def score(config: dict[str, Any]) -> float:
+        if config["x"] > 5:
+            raise ValueError("too wide")
+        return float(-(config["x"] ** 2))
+
+    play(score)
+    evaluator = BalsamEvaluator(lambda job: 0.0, "lab", allocation=AllocationRequest(2), client_path=client_yml)
+    search = Search(problem, evaluator, "p", "random", seed=3, log_dir=tmp_path, poll_s=0.01)
+    written = io.StringIO()
+    with ProgressView(search, Console(file=written, force_terminal=True, width=120, height=40)) as view:
+        search.search(max_evals=25, on_progress=view)
+    text = written.getvalue()
+    for part in (
+        "random on parabola at lab",
+        "too wide",
+        "lab, BatchJob",
+        "best objective over time",
+        "left: 0 evaluations",
+    ):
+        assert part in text
+    assert view._picture is not None
+    seen = Follower(gateway, find_record(gateway, "p")).look()
+    evaluator.gateway._client.session.close()
+    for name in ("about", "best", "steps", "last", "failures", "max_evals", "begun_at"):
+        assert getattr(seen, name) == getattr(view._picture, name), name
+    assert (seen.evaluated, seen.complete, view._picture.complete) == (25, True, False)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
