@@ -224,6 +224,11 @@ class Allocations:
         return 60.0 * (int(status.get("time_remaining_min", row["wall_time_min"])) + 1)
 
     @property
+    def alive(self) -> list[Row]:
+        """The BatchJobs that run or wait, at the last look."""
+        return list(self._alive)
+
+    @property
     def capacity(self) -> int:
         """How many trials the running allocations can run at once."""
         return sum(self._slots(row) for row in self._alive if row["state"] == "running")

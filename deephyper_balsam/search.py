@@ -29,6 +29,7 @@ from deephyper_balsam.errors import (
     UnreachableError,
 )
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator, History
+from deephyper_balsam.evaluators.base import EXHAUSTED
 from deephyper_balsam.faults import DEFAULT_MAX_FAILURES, BrokenApplication
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem import HpProblem
@@ -477,7 +478,7 @@ class Search:
         elif progress.max_evals is not None and progress.evaluated >= progress.max_evals:
             self._why = "complete"
         elif optimizer.exhausted:
-            self._why = "every configuration of the space has been evaluated"
+            self._why = EXHAUSTED
         else:
             return False
         logger.info("%s", self._why.capitalize())

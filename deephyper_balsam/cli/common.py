@@ -58,12 +58,13 @@ def drive(search: Any, max_evals: int | None, timeout: float | None, *, takeover
         if search.stopped:
             search.leave_now()
             sys.exit(EXIT_INTERRUPTED)
-        click.echo("Ending the search; once more to leave at once.", err=True)
+        view.note("Ending the search; once more to leave at once.")
         search.stop()
 
+    view = ProgressView(search)
     previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with ProgressView(search.name) as view:
+        with view:
             frame = search.search(max_evals=max_evals, timeout=timeout, on_progress=view, takeover=takeover)
     except DeepHyperBalsamError:
         if ours:  # the folder of a search that was refused before it wrote anything

@@ -20,6 +20,7 @@ from deephyper_balsam.cli.report import compare, plot, report
 from deephyper_balsam.cli.standing import by_state, echo_standing, standing
 from deephyper_balsam.cli.submit import submit_command
 from deephyper_balsam.cli.utilization import utilization
+from deephyper_balsam.cli.watch import watch
 from deephyper_balsam.errors import SettingsError
 
 _REQUIRED = ("problem", "site")
@@ -426,7 +427,7 @@ def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_js
         click.echo(frame.to_csv(index=False), nl=False)
 
 
-for _command in (stop, extend, add, report, plot, compare, utilization, submit_command(run, _settings, _build)):
+for _command in (watch, stop, extend, add, report, plot, compare, utilization, submit_command(run, _settings, _build)):
     search.add_command(_command)
 
 

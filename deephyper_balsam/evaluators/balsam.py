@@ -88,6 +88,11 @@ class BalsamEvaluator:
     client_path
         Balsam's credentials file; by default ``BALSAM_CLIENT_PATH``, else ``~/.balsam/client.yml``.
 
+    Attributes
+    ----------
+    on_change
+        Called with each job that changed, as it is now, and the name of its site; for whoever shows the search.
+
     Raises
     ------
     TargetError, UnknownSiteError, NotLoggedInError, UnreachableError
@@ -124,6 +129,7 @@ class BalsamEvaluator:
         }
         self._clock = clock
         self._table = Table()
+        self.on_change: Callable[[Row, str], None] | None = None
         self._gathered: set[int] = set()
         self._order = 0
         self._wheel: Wheel | None = None
@@ -522,6 +528,8 @@ class BalsamEvaluator:
 
     def _note(self, row: Row) -> None:
         self._table.put(self._line(row))
+        if self.on_change is not None:
+            self.on_change(row, self._table[jobs.trial_number(row)]["m:site"])
         self._jobs.note(row)
         self._changes.note(row)
 
@@ -530,6 +538,11 @@ class BalsamEvaluator:
         return jobs.table_row(row, self._zero, self.sites.of_job(row).name)
 
     # --- how much to have under way ------------------------------------------------------------------------------
+
+    @property
+    def begun_at(self) -> float:
+        """When the search began (epoch): the zero of the times in its table."""
+        return self._zero
 
     @property
     def capacity(self) -> int:

@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from deephyper_balsam.trial import Result, Trial
 
+EXHAUSTED = "every configuration of the space has been evaluated"
+"""Why a driver left that had nothing more to evaluate, whatever the budget."""
+
 
 @runtime_checkable
 class Evaluator(Protocol):

@@ -48,6 +48,7 @@ def test_the_groups_hold_the_commands_of_the_design() -> None:
         "search best",
         "search results",
         "search stop",
+        "search watch",
     }
 
 

@@ -119,7 +119,8 @@ def test_all_steps_pass_and_the_batchjob_carries_the_driver(
     assert (record.settings["max_evals"], record.settings["asked_for"]["log_dir"]) == (40, str(tmp_path / "work"))
     [life] = read_lives(gateway, "line-1")["line-1"]
     assert life.why == f"submitted as BatchJob {row['id']}"
-    for word in (f"BatchJob {row['id']}", "balsam queue ls", "search status line-1", "24 node-hours", "results.csv"):
+    looking = ("balsam queue ls", "search status line-1", "search watch line-1")
+    for word in (f"BatchJob {row['id']}", *looking, "24 node-hours", "results.csv"):
         assert word in said.out
 
 
