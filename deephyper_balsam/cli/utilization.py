@@ -30,7 +30,7 @@ _SAID = {
 @click.command()
 @click.argument("name")
 @click.option(
-    "-o", "output", type=click.Path(path_type=Path), help="Draw it over time to this .pdf, .png or .svg file."
+    "-o", "output", type=_FILE, help="Draw it over time to this .pdf, .png or .svg file. [default: no picture]"
 )
 @json_option
 def utilization(name: str, output: Path | None, as_json: bool) -> None:

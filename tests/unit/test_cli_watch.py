@@ -204,7 +204,7 @@ def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
             raise ValueError("too wide")
         return float(-(config["x"] ** 2))
 
-    play(score)
+    play(score, step_s=0.4)  # long enough for a second look at the allocations
     evaluator = BalsamEvaluator(lambda job: 0.0, "lab", allocation=AllocationRequest(2), client_path=client_yml)
     search = Search(problem, evaluator, "p", "random", seed=3, log_dir=tmp_path, poll_s=0.01)
     written = io.StringIO()
@@ -214,7 +214,7 @@ def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
     for part in (
         "random on parabola at lab",
         "too wide",
-        "lab, BatchJob",
+        "60 min left",
         "best objective over time",
         "left: 0 evaluations",
     ):
