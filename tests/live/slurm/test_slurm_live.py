@@ -145,12 +145,7 @@ def test_serial_mode_runs_several_evaluations_on_each_of_two_nodes(cluster: Mach
     assert {row["m:node"] for row in cluster.rows("slurm-serial")} <= set(lab.nodes)
 
 
-# Slurm signals a serial launcher's master and its two helpers at the same moment: a job's late RUNNING can then reach
-# Balsam after the session was given back, and nothing runs it again.
-SERIAL_LOSES = pytest.mark.skip(reason="a known fault of serial mode: a cancelled job may stay RUNNING")
-
-
-@pytest.mark.parametrize("mode", ["mpi", pytest.param("serial", marks=SERIAL_LOSES)])
+@pytest.mark.parametrize("mode", ["mpi", "serial"])
 def test_a_search_whose_allocation_is_cancelled_is_finished_by_the_next_one(
     cluster: Machine, lab: SlurmLab, mode: str
 ) -> None:
