@@ -177,9 +177,13 @@ def precise_master(master: type, sleep: Callable[[float], None] = time.sleep) ->
         _cut: frozenset[int] = frozenset()
 
         def update_job_states(self, done_ids: Any, error_logs: Any, started_ids: Any) -> None:
-            """Take runs that fail while a signal ends everything for cut: the signal has reached them too."""
+            """Say that a run began before saying that it ended, where a worker tells both at once.
+
+            Runs that fail while a signal ends everything are cut: the signal has reached them too.
+            """
             cut = frozenset(log[0] for log in error_logs if self.sig_handler.is_set())
-            super().update_job_states(done_ids, [log for log in error_logs if log[0] not in cut], started_ids)
+            super().update_job_states([], [], started_ids)
+            super().update_job_states(done_ids, [log for log in error_logs if log[0] not in cut], [])
             self._cut |= cut
 
         def shutdown(self) -> None:

@@ -188,7 +188,8 @@ class BalsamMaster:
         self.happened.append(message)
 
     def update_job_states(self, done: list[int], errors: list[Any], started: list[int]) -> None:
-        self.happened.append((done, errors, started))
+        self.happened += [("started", run) for run in started]
+        self.happened += [("ended", run) for run in [*done, *errors]]
 
     def shutdown(self) -> None:
         self.happened.append(("timed out", sorted(self.active_ids), self.num_workers))
@@ -204,13 +205,19 @@ def test_a_serial_master_ends_the_runs_before_its_last_word_and_takes_those_that
     master = precise_master(BalsamMaster, lambda _seconds: happened.append("the runs end"))
     master(happened, workers, signalled=True).shutdown()
     told = {"exit": True}
-    first, second = ([1], [], [4]), ([], [], [])
-    assert happened == [first, told, second, told, "the runs end", ("timed out", [2, 3, 4], 0)]
+    timed_out = ("timed out", [2, 3, 4], 0)
+    assert happened == [("started", 4), ("ended", 1), told, told, "the runs end", timed_out]
 
 
 def test_at_the_end_of_the_time_a_run_that_failed_has_failed_and_a_worker_that_is_gone_is_not_waited_for() -> None:
     happened: list[Any] = []
     master = precise_master(BalsamMaster, lambda _seconds: happened.append("the runs end"))
     master(happened, [said([], [(2, 1, "")], [])], signalled=False).shutdown()
-    failed = ([], [(2, 1, "")], [])
+    failed = ("ended", (2, 1, ""))
     assert happened == [failed, {"exit": True}, "the runs end", ("timed out", [1, 3], 0)]
+
+
+def test_of_a_run_that_began_and_ended_between_two_looks_its_beginning_is_said_first() -> None:
+    happened: list[Any] = []
+    precise_master(BalsamMaster)(happened, [], signalled=False).update_job_states([7], [], [7])
+    assert happened == [("started", 7), ("ended", 7)]
