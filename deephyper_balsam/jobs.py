@@ -384,6 +384,19 @@ def _said_of(earlier: Mapping[str, Any]) -> str:
     return f"{earlier.get('failure')}" + (f" on {host}" if host else "")
 
 
+def is_orphan(row: Row) -> bool:
+    """Return whether a job is RUNNING without a result and no launcher holds it: it would stay so for ever."""
+    held = row.get("session_id", "unknown") is not None
+    return row["state"] == "RUNNING" and "result" not in row["data"] and not held
+
+
+def give_back(gateway: Gateway, search: str, orphans: Iterable[Row]) -> None:
+    """Let other launchers run jobs that are RUNNING and that no launcher holds."""
+    ids = [row["id"] for row in orphans]
+    if ids:
+        gateway.move_jobs(trial_tags(search), ("RUNNING",), "RESTART_READY", "no launcher holds it", ids)
+
+
 def mend(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:
     """Mend what a driver or launcher that was killed left behind among a search's jobs.
 
@@ -392,10 +405,7 @@ def mend(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:
     """
     tags = trial_tags(search)
     rows = list(rows)
-    running = [row for row in rows if row["state"] == "RUNNING" and "result" not in row["data"]]
-    orphans = [row["id"] for row in running if row.get("session_id", "unknown") is None]
-    if orphans:
-        gateway.move_jobs(tags, ("RUNNING",), "RESTART_READY", "no launcher holds it", orphans)
+    give_back(gateway, search, filter(is_orphan, rows))
     ended = [row["id"] for row in rows if row["state"] in WAITING_STATES and "result" in row["data"]]
     if ended:
         gateway.move_jobs(tags, WAITING_STATES, "JOB_FINISHED", RESULT_IS_IN, ended)

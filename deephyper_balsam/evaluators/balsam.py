@@ -286,6 +286,9 @@ class BalsamEvaluator:
         timeout_s: float | None,
         asked_for: Mapping[str, Any] | None,
     ) -> History:
+        sites = [self._open_site(row, name) for row in self._site_rows]
+        self.sites = SearchSites(self.gateway, sites, self._table, self.needs, lambda: self._clock() - self._zero)
+        self.sites.refresh()  # a new search is laid out for the allocations that there are
         record = self._find(name, settings)  # again: whoever drove until now may have made it
         if record is None:
             if settings.get("seed") is None:
@@ -303,8 +306,6 @@ class BalsamEvaluator:
             record = create_record(self.gateway, name, settings, self._site_rows[0]["id"], self._clock())
         self._zero = record.created_at
         self._table.clear()
-        sites = [self._open_site(row, name) for row in self._site_rows]
-        self.sites = SearchSites(self.gateway, sites, self._table, self.needs, lambda: self._clock() - self._zero)
         self._jobs = TrialJobs(self.gateway, name, self.sites, self._clock)
         self._changes = Changes(self.gateway, name)
         return self._read_history(record)
@@ -454,6 +455,7 @@ class BalsamEvaluator:
         self._fence()
         self.sites.refresh()
         self._limit_starts()
+        self._jobs.give_back_orphans()
         self._jobs.move_on(self.health.cuts)
         rows = self._jobs.without_twins(self._changes.read(everything=self._jobs.must_look_at_all()))
         changed = [row for row in rows if self._changes.is_new(row)]

@@ -14,6 +14,7 @@ from deephyper_balsam.jobs import Resources
 
 logger = logging.getLogger(__name__)
 
+_ORPHAN_S = 30.0  # a launcher that has lost its session is gone by then, and so is what it ran
 _DOUBT_S = 90.0  # so long after a lost answer, what was asked for may still be done
 
 
@@ -25,6 +26,7 @@ class TrialJobs:
         self._ids: dict[int, int] = {}  # trial number -> id of its job
         self._doubtful = False
         self._look_again_at: float | None = None
+        self._orphans: dict[int, float] = {}  # id of a job that is RUNNING and that no launcher holds -> since when
         self._leaving: dict[int, Row] = {}  # trial number -> the job that it had at the site it left
         self._may_leave = True
         self._to_leave = 0  # how many more wait where nothing runs, and could go elsewhere
@@ -76,10 +78,32 @@ class TrialJobs:
         self._may_leave = True
         return kept
 
+    def give_back_orphans(self) -> None:
+        """Let jobs run again that have been RUNNING for a while and that no launcher holds.
+
+        A launcher that is killed at the end of its allocation may say that a job runs after its session has gone. What
+        has its result is left alone: it is collected like any other.
+        """
+        latest = self._gateway.now() - _ORPHAN_S
+        due = [job_id for job_id, since in self._orphans.items() if since < latest]
+        if not due:
+            return
+        now = self._gateway.jobs(jobs.trial_tags(self._search), ids=due)
+        rows = [row for row in now if jobs.is_orphan(row) and jobs.updated_at(row) < latest]
+        jobs.give_back(self._gateway, self._search, rows)
+        for row in rows:
+            logger.warning("No launcher holds trial %d any more: it goes back to the queue", jobs.trial_number(row))
+        for job_id in due:
+            self._orphans.pop(job_id)  # its next change shows it again
+
     # --- from one site to another (the steps are in `deephyper_balsam.jobs`) -----------------------------------------
 
     def note(self, row: Row) -> None:
         """Take in how a job is now."""
+        if jobs.is_orphan(row):
+            self._orphans[row["id"]] = jobs.updated_at(row)
+        else:
+            self._orphans.pop(row["id"], None)
         if jobs.has_left(row):
             self._leaving[jobs.trial_number(row)] = row
         else:

@@ -102,9 +102,12 @@ class Machine:
         found: list[dict[str, Any]] = json.loads(done.stdout)
         return found
 
-    def running(self, name: str) -> int:
-        """How many of the search's jobs Balsam shows as running."""
-        return len([row for row in self.gateway.jobs({"search": name}) if row["state"] == "RUNNING"])
+    def held(self, name: str) -> bool:
+        """Whether two evaluations are done and two under way, by the sign ``"hold"``."""
+        rows = list(self.gateway.jobs({"search": name}))
+        done = ["result" in row["data"] for row in rows]
+        running = [row["state"] == "RUNNING" and "result" not in row["data"] for row in rows]
+        return sum(done) == sum(running) == 2
 
     def batch_jobs(self, name: str) -> list[dict[str, Any]]:
         rows = self.gateway.batch_jobs([self.site_id])

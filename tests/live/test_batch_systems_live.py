@@ -50,7 +50,7 @@ def test_a_search_whose_allocation_is_deleted_is_finished_by_the_next_one(system
     name = f"{system.site_name}-cut-{mode}"
     with system.sign("hold"):
         search = system.search(name, "--nodes", "2", "--job-mode", mode, "--max-evals", "5")
-        wait_for(lambda: system.running(name) == 2 and len(system.rows(name)) >= 2, "two evaluations that are held")
+        wait_for(lambda: system.held(name), "two evaluations that are held")
         (running,) = system.batch_jobs(name)
         subprocess.run(["qdel", str(running["scheduler_id"])], env=system.env, check=True)
         wait_for(lambda: system.batch_jobs(name)[0]["state"] == "finished", "the first allocation's end")

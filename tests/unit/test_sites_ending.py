@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +19,7 @@ from deephyper_balsam.sites.ending import (
     precise_serial_source,
     precise_updater,
     precise_worker,
+    when_told,
 )
 
 
@@ -76,7 +80,7 @@ def test_both_modes_ask_for_what_may_start() -> None:
     clock = Clock()
     ending = Ending(5, clock)
     assert precise_mpi_source(Source, ending)().get_jobs(max_num_jobs=2) == (2, 4)
-    assert precise_serial_source(Source, ending)()._get_acquire_parameters(7) == {
+    assert precise_serial_source(Source, ending, told=None)()._get_acquire_parameters(7) == {
         "max_num_jobs": 7,
         "max_wall_time_min": 4,
     }
@@ -94,7 +98,7 @@ def test_the_session_is_given_back_after_the_last_word_of_the_launcher() -> None
             happened.append("last word")
 
     ending = Ending(5, Clock())
-    source, updater = precise_mpi_source(Sessioned, ending)(), precise_updater(Updater, ending)()
+    source, updater = precise_mpi_source(Sessioned, ending)(), precise_updater(Updater, ending, None)()
     source.terminate()
     updater.join()
     assert happened == ["last word", "session given back"]
@@ -122,3 +126,98 @@ def test_a_serial_worker_does_not_start_what_was_fetched_early_and_no_longer_fit
     clock.sleep(100)  # 170 s are left
     assert worker.start_jobs() == [0, 1, 2]
     assert list(worker.runnable_cache) == [3, 4]
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_helper_that_is_signalled_with_its_launcher_ends_only_when_the_launcher_says_so() -> None:
+    fork = multiprocessing.get_context("fork")
+    told, listens = fork.Event(), fork.Event()
+    words: Any = fork.SimpleQueue()
+
+    def work() -> None:
+        handler = when_told(told)()
+        listens.set()
+        while not handler.wait_until_exit(0.05):
+            pass
+        words.put("the last word")
+
+    helper = fork.Process(target=work)
+    helper.start()
+    assert listens.wait(20)
+    assert helper.pid is not None
+    os.kill(helper.pid, signal.SIGTERM)
+    os.kill(helper.pid, signal.SIGINT)
+    helper.join(0.3)
+    assert helper.is_alive()
+    told.set()
+    helper.join(20)
+    assert (helper.exitcode, words.get()) == (0, "the last word")
+
+
+def test_the_launcher_tells_its_helpers_by_their_events_alone() -> None:
+    told = multiprocessing.Event()
+    precise_updater(Source, Ending(5, Clock()), told)().terminate()
+    assert told.is_set()
+    told.clear()
+    precise_serial_source(Source, Ending(5, Clock()), told)().terminate()
+    assert told.is_set()
+
+
+class BalsamMaster:
+    """What Balsam's serial master does at its end, in words."""
+
+    def __init__(self, happened: list[Any], workers: list[dict[str, Any]], signalled: bool) -> None:
+        self.happened, self._workers = happened, list(workers)
+        self.num_workers, self.active_ids = 2, {1, 2, 3}
+        self.sig_handler = SimpleNamespace(is_set=lambda: signalled)
+        self.socket = self
+
+    def setsockopt(self, option: int, value: int) -> None:
+        pass
+
+    def recv_json(self) -> dict[str, Any]:
+        import zmq
+
+        if not self._workers:
+            raise zmq.Again
+        return self._workers.pop(0)
+
+    def send_json(self, message: dict[str, Any]) -> None:
+        self.happened.append(message)
+
+    def update_job_states(self, done: list[int], errors: list[Any], started: list[int]) -> None:
+        self.happened += [("started", run) for run in started]
+        self.happened += [("ended", run) for run in [*done, *errors]]
+
+    def shutdown(self) -> None:
+        self.happened.append(("timed out", sorted(self.active_ids), self.num_workers))
+
+
+def said(done: list[int], errors: list[Any], started: list[int]) -> dict[str, Any]:
+    return {"done": done, "error": errors, "started": started}
+
+
+def test_a_serial_master_ends_the_runs_before_its_last_word_and_takes_those_that_a_signal_ended_for_cut() -> None:
+    happened: list[Any] = []
+    workers = [said([1], [], [4]), said([], [(2, -15, "")], [])]
+    master = precise_master(BalsamMaster, lambda _seconds: happened.append("the runs end"))
+    master(happened, workers, signalled=True).shutdown()
+    told = {"exit": True}
+    timed_out = ("timed out", [2, 3, 4], 0)
+    assert happened == [("started", 4), ("ended", 1), told, told, "the runs end", timed_out]
+
+
+def test_at_the_end_of_the_time_a_run_that_failed_has_failed_and_a_worker_that_is_gone_is_not_waited_for() -> None:
+    happened: list[Any] = []
+    master = precise_master(BalsamMaster, lambda _seconds: happened.append("the runs end"))
+    master(happened, [said([], [(2, 1, "")], [])], signalled=False).shutdown()
+    failed = ("ended", (2, 1, ""))
+    assert happened == [failed, {"exit": True}, "the runs end", ("timed out", [1, 3], 0)]
+
+
+def test_of_a_run_that_began_and_ended_between_two_looks_its_beginning_is_said_first() -> None:
+    happened: list[Any] = []
+    precise_master(BalsamMaster)(happened, [], signalled=False).update_job_states([7], [], [7])
+    assert happened == [("started", 7), ("ended", 7)]

@@ -57,12 +57,6 @@ def scheduler(lab: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> Any:
     return SlurmScheduler
 
 
-def held(cluster: Machine, name: str) -> bool:
-    """Whether two evaluations are done and two under way."""
-    states = [row["state"] for row in cluster.gateway.jobs({"search": name})]
-    return states.count("RUNNING") == 2 and len(cluster.rows(name)) >= 2
-
-
 def submit(scheduler: Any, folder: Path, text: str, queue: str = "regular") -> int:
     script = folder / "a script 100%.sh"
     script.write_text(f"#!/bin/bash\n{text}\n")
@@ -145,12 +139,7 @@ def test_serial_mode_runs_several_evaluations_on_each_of_two_nodes(cluster: Mach
     assert {row["m:node"] for row in cluster.rows("slurm-serial")} <= set(lab.nodes)
 
 
-# Slurm signals a serial launcher's master and its two helpers at the same moment: a job's late RUNNING can then reach
-# Balsam after the session was given back, and nothing runs it again.
-SERIAL_LOSES = pytest.mark.skip(reason="a known fault of serial mode: a cancelled job may stay RUNNING")
-
-
-@pytest.mark.parametrize("mode", ["mpi", pytest.param("serial", marks=SERIAL_LOSES)])
+@pytest.mark.parametrize("mode", ["mpi", "serial"])
 def test_a_search_whose_allocation_is_cancelled_is_finished_by_the_next_one(
     cluster: Machine, lab: SlurmLab, mode: str
 ) -> None:
@@ -158,7 +147,7 @@ def test_a_search_whose_allocation_is_cancelled_is_finished_by_the_next_one(
     with cluster.sign("hold"):
         options = ["--nodes", "1", "--evals-per-node", "2", "--job-mode", mode, "--max-evals", "5"]
         search = cluster.search(name, *options)
-        wait_for(lambda: held(cluster, name), "two evaluations that are held")
+        wait_for(lambda: cluster.held(name), "two evaluations that are held")
         (running,) = cluster.batch_jobs(name)
         lab.run("scancel", str(running["scheduler_id"]), check=True)
         wait_for(lambda: cluster.batch_jobs(name)[0]["state"] == "finished", "the first allocation's end")
