@@ -233,21 +233,24 @@ def _failures(picture: Picture, most: int) -> list[Text]:
 def _allocations(picture: Picture, most: int) -> list[Text]:
     alive = sorted(picture.allocations, key=lambda one: (one.state != "running", one.site, one.id))
     running = [one for one in alive if one.state == "running"]
-    said = f"{len(running)} running with {sum(one.nodes for one in running)} nodes" if running else "none is running"
+    said = f"{len(running)} running with {_nodes(sum(one.nodes for one in running))}" if running else "none is running"
     if len(alive) > len(running):
         said += f", {len(alive) - len(running)} to come"
     return [_title(f"allocations: {said}"), *map(_allocation, alive[:most])]
 
 
 def _allocation(one: Allocation) -> Text:
-    nodes = f"{one.nodes} node{'s' * (one.nodes > 1)}"
     if one.state != "running":
         state = f"{_STATES.get(one.state, one.state)}, for {one.wall_time_min} min"
     elif one.left_s is None:
         state = f"running, at most {one.wall_time_min} min left"
     else:
         state = f"running, {one.left_s / 60:.0f} of {one.wall_time_min} min left"
-    return Text(f"  {one.site}  BatchJob {one.id}  {nodes}  {state}")
+    return Text(f"  {one.site}  BatchJob {one.id}  {_nodes(one.nodes)}  {state}")
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' * (count != 1)}"
 
 
 def _said(picture: Picture, width: int, note: str | None) -> list[Text]:

@@ -214,7 +214,6 @@ def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
     for part in (
         "random on parabola at lab",
         "too wide",
-        "lab, BatchJob",
         "best objective over time",
         "left: 0 evaluations",
     ):
