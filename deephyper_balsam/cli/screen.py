@@ -11,7 +11,8 @@ from rich.text import Text
 from deephyper_balsam.picture import Allocation, Ended, Picture, Running
 from deephyper_balsam.trial import TrialState
 
-_OLD_S = 5.0
+_OLD_S = 10.0
+_ROOMY = 100  # columns
 _STATES = {"pending_submission": "asked for", "queued": "in the queue"}
 
 
@@ -72,8 +73,8 @@ class Screen:
 def draw(picture: Picture, width: int, height: int, now: float, note: str | None = None) -> list[Text]:
     """Return at most `height` rows of at most `width` columns each."""
     rows = _head(picture, width)
-    if note and now - picture.at > _OLD_S:
-        note = f"{note} This is from {duration(now - picture.at)} ago."
+    if now - picture.at > _OLD_S:
+        note = f"{note or ''} This is from {duration(now - picture.at)} ago."
     said = _said(picture, width, note)
     # What is left goes to four parts: the plot, runs beside results, failures, allocations
     free = height - len(rows) - len(said)
@@ -100,7 +101,9 @@ def _head(picture: Picture, width: int) -> list[Text]:
     states = picture.states
     busy = [] if picture.busy is None else [f"nodes {picture.busy:.0%} busy"]
     first = Text.assemble((picture.name, "bold"), "  ", picture.about)
-    first = _apart(first, Text(f"driven {duration(picture.elapsed_s)}"), width)
+    driven = f"driven {duration(picture.elapsed_s)}"
+    driven += f" by {picture.driver}" if picture.driver and width >= _ROOMY else ""
+    first = _apart(first, Text(driven), width)
     counts = Text("  ").join(
         [
             Text(f"{states[TrialState.DONE]} done", style="green"),

@@ -166,6 +166,7 @@ def test_ages_grow_while_balsam_does_not_answer_and_it_is_said() -> None:
     text = "\n".join(row.plain for row in draw(picture(), 100, 30, NOW + 60, "Balsam does not answer."))
     assert "900   1h01m" in text
     assert "Balsam does not answer. This is from 1m00s ago." in text
+    assert "This is from 1m00s ago." in "\n".join(row.plain for row in draw(picture(), 100, 30, NOW + 60))
 
 
 def test_one_line_holds_all_of_it() -> None:
@@ -344,3 +345,10 @@ def test_an_unknown_search_is_refused_and_the_known_named(watch: Watch, ids: lis
     assert (code, out) == (2, "")
     assert "no search 't'" in err
     assert "there are: s" in err
+
+
+@pytest.mark.parametrize("every", ["nan", "0", "-1", "inf", "soon"])
+def test_a_pause_that_is_none_is_refused(watch: Watch, ids: list[int], every: str) -> None:
+    code, out, err = watch("s", "--every", every)
+    assert (code, out) == (2, "")
+    assert "--every" in err
