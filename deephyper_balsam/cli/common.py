@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,16 @@ import click
 
 from deephyper_balsam.cli import EXIT_INTERRUPTED, EXIT_NO_RESULT
 from deephyper_balsam.errors import DeepHyperBalsamError
+
+
+class Finite(click.FloatRange):
+    """A range of real numbers; neither `nan` nor `inf` is in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def echo_json(value: Any) -> None:

@@ -70,7 +70,7 @@ class LiveView:
 
     def _render(self) -> Any:
         if self._picture is None:
-            return self._note or ""
+            return self._note or "Reading the search from Balsam ..."
         return Screen(self._picture, self._picture.at + time.monotonic() - self._shown_at, self._note)
 
 

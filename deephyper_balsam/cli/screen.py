@@ -11,7 +11,8 @@ from rich.text import Text
 from deephyper_balsam.picture import Allocation, Ended, Picture, Running
 from deephyper_balsam.trial import TrialState
 
-_OLD_S = 5.0
+_OLD_S = 10.0
+_ROOMY = 100  # columns
 _STATES = {"pending_submission": "asked for", "queued": "in the queue"}
 
 
@@ -72,8 +73,8 @@ class Screen:
 def draw(picture: Picture, width: int, height: int, now: float, note: str | None = None) -> list[Text]:
     """Return at most `height` rows of at most `width` columns each."""
     rows = _head(picture, width)
-    if note and now - picture.at > _OLD_S:
-        note = f"{note} This is from {duration(now - picture.at)} ago."
+    if now - picture.at > _OLD_S:
+        note = f"{note or ''} This is from {duration(now - picture.at)} ago."
     said = _said(picture, width, note)
     # What is left goes to four parts: the plot, runs beside results, failures, allocations
     free = height - len(rows) - len(said)
@@ -100,7 +101,9 @@ def _head(picture: Picture, width: int) -> list[Text]:
     states = picture.states
     busy = [] if picture.busy is None else [f"nodes {picture.busy:.0%} busy"]
     first = Text.assemble((picture.name, "bold"), "  ", picture.about)
-    first = _apart(first, Text(f"driven {duration(picture.elapsed_s)}"), width)
+    driven = f"driven {duration(picture.elapsed_s)}"
+    driven += f" by {picture.driver}" if picture.driver and width >= _ROOMY else ""
+    first = _apart(first, Text(driven), width)
     counts = Text("  ").join(
         [
             Text(f"{states[TrialState.DONE]} done", style="green"),
@@ -233,21 +236,24 @@ def _failures(picture: Picture, most: int) -> list[Text]:
 def _allocations(picture: Picture, most: int) -> list[Text]:
     alive = sorted(picture.allocations, key=lambda one: (one.state != "running", one.site, one.id))
     running = [one for one in alive if one.state == "running"]
-    said = f"{len(running)} running with {sum(one.nodes for one in running)} nodes" if running else "none is running"
+    said = f"{len(running)} running with {_nodes(sum(one.nodes for one in running))}" if running else "none is running"
     if len(alive) > len(running):
         said += f", {len(alive) - len(running)} to come"
     return [_title(f"allocations: {said}"), *map(_allocation, alive[:most])]
 
 
 def _allocation(one: Allocation) -> Text:
-    nodes = f"{one.nodes} node{'s' * (one.nodes > 1)}"
     if one.state != "running":
         state = f"{_STATES.get(one.state, one.state)}, for {one.wall_time_min} min"
     elif one.left_s is None:
         state = f"running, at most {one.wall_time_min} min left"
     else:
         state = f"running, {one.left_s / 60:.0f} of {one.wall_time_min} min left"
-    return Text(f"  {one.site}  BatchJob {one.id}  {nodes}  {state}")
+    return Text(f"  {one.site}  BatchJob {one.id}  {_nodes(one.nodes)}  {state}")
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' * (count != 1)}"
 
 
 def _said(picture: Picture, width: int, note: str | None) -> list[Text]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 import yaml
 
 from deephyper_balsam.cli import EXIT_NO_RESULT
-from deephyper_balsam.cli.common import drive, echo_best, echo_json, echo_table, json_option, run_target
+from deephyper_balsam.cli.common import Finite, drive, echo_best, echo_json, echo_table, json_option, run_target
 from deephyper_balsam.cli.orders import add, extend, stop
 from deephyper_balsam.cli.per_site import PerSite, requests
 from deephyper_balsam.cli.report import compare, plot, report
@@ -43,21 +42,11 @@ _COUNT = click.IntRange(min=1)
 _MODE = click.Choice(["mpi", "serial"])
 
 
-class _Finite(click.FloatRange):
-    """A range of real numbers; neither `nan` nor `inf` is in it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
-
-
 _TAKEOVER = click.option(
     "--takeover", is_flag=True, help="Drive although another driver gave a sign of life lately: it is gone for good."
 )
-_SECONDS = _Finite(min=0, min_open=True)
-_NOT_NEGATIVE = _Finite(min=0)
+_SECONDS = Finite(min=0, min_open=True)
+_NOT_NEGATIVE = Finite(min=0)
 
 
 @search.command()

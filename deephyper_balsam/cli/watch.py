@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from deephyper_balsam.cli.common import Finite
 from deephyper_balsam.errors import NotLoggedInError, UnreachableError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _LONGEST_PAUSE_S = 30.0
 @click.option(
     "--every",
     "every_s",
-    type=click.FloatRange(min=0.2),
+    type=Finite(min=0.2, max=3600),
     default=2.0,
     show_default=True,
     help="Seconds from one look to the next.",
@@ -59,8 +60,6 @@ def watch(name: str, every_s: float, follow: bool) -> None:
     before = signal.signal(signal.SIGTERM, end)
     try:
         with LiveView(console) as view:
-            if console.is_terminal:
-                view.note("Reading the trials ...")
             picture = _patiently(gateway, follower, view)
             while True:
                 view.show(picture)

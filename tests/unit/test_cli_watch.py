@@ -166,6 +166,7 @@ def test_ages_grow_while_balsam_does_not_answer_and_it_is_said() -> None:
     text = "\n".join(row.plain for row in draw(picture(), 100, 30, NOW + 60, "Balsam does not answer."))
     assert "900   1h01m" in text
     assert "Balsam does not answer. This is from 1m00s ago." in text
+    assert "This is from 1m00s ago." in "\n".join(row.plain for row in draw(picture(), 100, 30, NOW + 60))
 
 
 def test_one_line_holds_all_of_it() -> None:
@@ -204,7 +205,7 @@ def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
             raise ValueError("too wide")
         return float(-(config["x"] ** 2))
 
-    play(score, step_s=0.4)  # long enough for a second look at the allocations
+    play(score)
     evaluator = BalsamEvaluator(lambda job: 0.0, "lab", allocation=AllocationRequest(2), client_path=client_yml)
     search = Search(problem, evaluator, "p", "random", seed=3, log_dir=tmp_path, poll_s=0.01)
     written = io.StringIO()
@@ -214,7 +215,6 @@ def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
     for part in (
         "random on parabola at lab",
         "too wide",
-        "60 min left",
         "best objective over time",
         "left: 0 evaluations",
     ):
@@ -345,3 +345,10 @@ def test_an_unknown_search_is_refused_and_the_known_named(watch: Watch, ids: lis
     assert (code, out) == (2, "")
     assert "no search 't'" in err
     assert "there are: s" in err
+
+
+@pytest.mark.parametrize("every", ["nan", "0", "-1", "inf", "soon"])
+def test_a_pause_that_is_none_is_refused(watch: Watch, ids: list[int], every: str) -> None:
+    code, out, err = watch("s", "--every", every)
+    assert (code, out) == (2, "")
+    assert "--every" in err
