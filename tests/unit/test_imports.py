@@ -24,7 +24,7 @@ FLOORS = (
     {"problem", "notes", "allocations"},
     {"record", "drivers"},
     {"orders"},
-    {"apps", "results", "optimizers", "sites"},
+    {"apps", "results", "optimizers", "sites", "rehearsal"},
     {"evaluators"},
     {"search", "simulation"},
     {"analysis"},
