@@ -24,7 +24,7 @@ FLOORS = (
     {"problem", "notes", "allocations"},
     {"record", "drivers"},
     {"orders"},
-    {"apps", "results", "optimizers", "sites", "rehearsal"},
+    {"apps", "results", "optimizers", "sites", "rehearsal", "warm_start"},
     {"evaluators"},
     {"search", "simulation"},
     {"analysis"},
