@@ -8,13 +8,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test test-slurm lint format bench clean help
+.PHONY: quickstart test test-slurm lint format docs bench clean help
 
 help:
 	@echo "make quickstart   set up, then search a network on a Balsam of your own"
 	@echo "make test         set up, then run all tests"
 	@echo "make test-slurm   set up, then the tests on a real Slurm of their own (root, Slurm's packages)"
 	@echo "make lint         ruff and mypy --strict"
+	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make bench        the benchmarks (QUICK=1 for a short look, PEER_PYTHON=... beside peers)"
 	@echo "make clean        remove what these commands made, the results of quickstart too"
 
@@ -38,6 +39,10 @@ lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 format: $(VENV)/.installed-lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# Any warning, such as a link that leads nowhere, is an error
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks $(if $(QUICK),--quick) $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))

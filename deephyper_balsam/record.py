@@ -82,7 +82,7 @@ def check_same(record: SearchRecord, settings: Mapping[str, Any]) -> None:
     """
     differing = [key for key, value in settings.items() if _plain(record.settings.get(key)) != _plain(value)]
     if differing:
-        was = {key: record.settings.get(key) for key in differing if key != "problem"}
+        was = {key: record.settings.get(key) for key in differing if key not in ("problem", "warm_start")}
         raise SearchExistsError(
             f"The name {record.name!r} belongs to another search of this Balsam, with another {', '.join(differing)}"
             + (f" (there: {json.dumps(was)})" if was else "")

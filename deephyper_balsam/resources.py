@@ -1,4 +1,4 @@
-"""Where `apps/`, `site-configs/` and `jobscripts/` are: beside the package in a checkout, inside it in a wheel."""
+"""Where `apps/`, `site-configs/`, `jobscripts/`, `docs/faq.md` are: beside the package, or in a wheel inside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """Return the folder `name` (``"apps"``, ``"site-configs"`` or ``"jobscripts"``) of this installation.
+    """Return the folder `name` (``"apps"``, ``"site-configs"``, ``"jobscripts"`` or ``"docs"``) of this installation.
 
     Raises
     ------

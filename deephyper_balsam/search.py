@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -160,6 +160,9 @@ class Search:
         ends; 0: never.
     asked_for
         What `search.yaml` says, when it is more than method, seed and options: the settings of the command line.
+    warm_start
+        Points from elsewhere, ``Result(None, y, config={...})``, told before the first trial and kept in the record; a
+        search that goes on has those that it was begun with.
     options
         Of the method; see `deephyper_balsam.optimizers.make_optimizer`.
 
@@ -184,9 +187,11 @@ class Search:
         max_failures: int = DEFAULT_MAX_FAILURES,
         clock: Callable[[], float] = time.time,
         asked_for: dict[str, Any] | None = None,
+        warm_start: Sequence[Result] = (),
         **options: Any,
     ) -> None:
         problem.check()
+        self._warm_start = [[problem.check_configuration(one.config or {}), one.objective] for one in warm_start]
         self.problem = problem
         self.evaluator = evaluator
         self.name = name
@@ -264,6 +269,7 @@ class Search:
             "method": self.method,
             "options": self._options,
             "seed": self._seed,
+            **({"warm_start": self._warm_start} if self._warm_start else {}),
         }
 
     def stop(self) -> None:
@@ -392,8 +398,12 @@ class Search:
         if self.method == "ambs":
             options = {"max_evals": recorded.get("max_evals"), **options, "background": True}
         optimizer = make_optimizer(self.method, self.problem, seed=seed, num_workers=workers, **options)
+        warm = [_from_elsewhere(config, objective) for config, objective in recorded.get("warm_start", [])]
+        if warm and not history.trials:
+            optimizer.tell(warm)
+            logger.info("Begins with %d points from elsewhere", len(warm))
         if history.trials:
-            optimizer.restore(history.trials, history.results, history.withdrawn)
+            optimizer.restore(history.trials, [*warm, *history.results], history.withdrawn)
             configs = {trial.number: trial.config for trial in history.trials}
             self._withdrawn = {number: configs[number] for number in history.withdrawn}
             logger.info("Going on with %d trials, %d results", len(history.trials), len(history.results))
@@ -626,6 +636,10 @@ class Search:
         self._file.write(self.evaluator.take_changed_lines(), lambda: self.evaluator.lines)
         self._exported_at = time.monotonic()
         self._export_took_s = self._exported_at - moment
+
+
+def _from_elsewhere(config: Config, objective: float | None) -> Result:
+    return Result(None, objective, failure="it failed elsewhere" if objective is None else None, config=config)
 
 
 @contextlib.contextmanager

@@ -306,6 +306,8 @@ def _where_they_fail(charts: _Charts, trials: Trials) -> str:
 
 def _settings(trials: Trials) -> str:
     kept = {key: value for key, value in trials.settings.items() if key != "problem"}
+    if "warm_start" in kept:
+        kept["warm_start"] = f"{len(kept['warm_start'])} points"
     return escape(yaml.safe_dump(json.loads(json.dumps(kept, default=str)), sort_keys=False, allow_unicode=True))
 
 

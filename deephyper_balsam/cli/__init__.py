@@ -29,6 +29,7 @@ _COMMANDS = {
     "search": "search",
     "simulate": "simulate",
     "modulefile": "modulefile",
+    "completion": "completion",
 }
 
 
@@ -68,7 +69,12 @@ class _LazyGroup(click.Group):
 
 
 def _say(error: Exception) -> None:
+    from deephyper_balsam.cli.faq import pointer
+
     click.echo(f"Error: {error}", err=True)
+    where = pointer(str(error))
+    if where is not None:
+        click.echo(f"See {where}", err=True)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -219,14 +218,6 @@ def _parse(problem: Any, assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(problem: Any, name: str, text: str) -> Any:
-    """Return the choice whose text it is; else the number, or the text itself."""
-    column = next(column for column in problem.encoder.columns if column.name == name)
-    for choice in column.choices:
-        if text in (str(choice), json.dumps(choice)):
-            return choice
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    from deephyper_balsam.warm_start import value_of
+
+    return value_of(next(column for column in problem.encoder.columns if column.name == name), text)

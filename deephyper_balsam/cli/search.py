@@ -116,6 +116,16 @@ _NOT_NEGATIVE = Finite(min=0)
     help="End when the first so many trials all fail alike; 0: never. [default: 5]",
 )
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
+@click.option(
+    "--warm-start",
+    type=click.Path(path_type=Path),
+    help="A CSV of points to learn first: ours, DeepHyper's, Optuna's or scikit-optimize's. [default: none]",
+)
+@click.option(
+    "--warm-start-direction",
+    type=click.Choice(["maximize", "minimize"]),
+    help="What was done there to the objective. [default: as usual in such a file; Optuna's does not say]",
+)
 @_TAKEOVER
 @click.option("--dry-run", is_flag=True, help="Check everything, print the settings, start nothing.")
 def run(name: str, file: Path | None, takeover: bool, dry_run: bool, **given: Any) -> None:
@@ -245,12 +255,23 @@ def _build(name: str, settings: dict[str, Any]) -> Any:
         evaluator,
         name,
         settings.get("method", "ambs"),
+        warm_start=_warm_start(settings, problem),
         seed=settings.get("seed"),
         log_dir=settings.get("log_dir", "."),
         asked_for=_plain(settings),
         **{key: settings[key] for key in ("max_failures",) if key in settings},
         **{key: settings[key] for key in _METHOD_OPTIONS if key in settings},
     )
+
+
+def _warm_start(settings: dict[str, Any], problem: Any) -> Any:
+    from deephyper_balsam.warm_start import read_warm_start
+
+    if settings.get("warm_start") is None:
+        return ()
+    found = read_warm_start(Path(settings["warm_start"]), problem, settings.get("warm_start_direction"))
+    click.echo(f"Warm start from {settings['warm_start']}: {found}.", err=True)
+    return found.points
 
 
 def _resources(settings: dict[str, Any]) -> Any:

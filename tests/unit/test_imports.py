@@ -24,7 +24,7 @@ FLOORS = (
     {"problem", "notes", "allocations"},
     {"record", "drivers", "picture"},
     {"orders", "ledger"},
-    {"apps", "results", "traces", "optimizers", "sites"},
+    {"apps", "results", "traces", "optimizers", "sites", "rehearsal", "warm_start"},
     {"evaluators"},
     {"search", "simulation", "following"},
     {"analysis"},

@@ -21,7 +21,7 @@ from balsam_api import BalsamApi, PlayingSite, VirtualSite
 
 from deephyper_balsam import drivers, orders
 from deephyper_balsam.allocations import AllocationRequest, Allocations
-from deephyper_balsam.errors import SettingsError, TakenOverError, UnknownSearchError
+from deephyper_balsam.errors import SearchExistsError, SettingsError, TakenOverError, UnknownSearchError
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.jobs import Resources
@@ -29,7 +29,7 @@ from deephyper_balsam.notes import write_note
 from deephyper_balsam.orders import ADD, EXTEND, STOP, Order, give_order
 from deephyper_balsam.problem import HpProblem
 from deephyper_balsam.search import Progress, Search
-from deephyper_balsam.trial import TrialState
+from deephyper_balsam.trial import Result, TrialState
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -576,3 +576,36 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)
+
+
+def test_a_warm_start_is_learnt_first_and_survives_a_resume_from_balsam_alone(
+    make: Make, resume: Callable[..., Search], play: Play, problem: HpProblem
+) -> None:
+    warm = [Result(None, score({"x": x, "n": 8}), config={"x": x, "n": 8}) for x in (-8.0, -2.0, 2.5, 6.0)]
+    warm.append(Result(None, None, failure="no memory", config={"x": 9.0, "n": 1}))
+    play(score)
+    first = make(problem, warm_start=warm, method="ambs", num_initial=4)
+    before = first.search(max_evals=6)
+    again = resume()
+    told: list[int] = []
+    begin = again._begin
+
+    def watch(history: Any) -> Any:
+        optimizer = begin(history)
+        told.append(optimizer.num_told)
+        return optimizer
+
+    again._begin = watch  # type: ignore[method-assign]
+    after = again.search(max_evals=8)
+    assert told == [5 + 6]
+    assert len(after) == 8
+    pd.testing.assert_frame_equal(after[["p:x", "p:n"]][:6], before[["p:x", "p:n"]])
+    known = [(point.config["x"], point.config["n"]) for point in warm if point.config]
+    assert not set(known) & set(zip(after["p:x"], after["p:n"], strict=True))
+
+
+def test_another_warm_start_is_another_search(make: Make, play: Play, problem: HpProblem) -> None:
+    play(score)
+    make(problem, warm_start=[Result(None, 1.0, config={"x": 1.0, "n": 1})]).search(max_evals=2)
+    with pytest.raises(SearchExistsError, match="another warm_start"):
+        make(problem, warm_start=[Result(None, 2.0, config={"x": 1.0, "n": 1})]).search(max_evals=2)
