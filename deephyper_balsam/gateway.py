@@ -358,5 +358,9 @@ def _batches(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 def _cause(error: BaseException) -> str:
     """Return the innermost words of a chain of connection errors; the outer ones repeat addresses of objects."""
+    within = [getattr(error, "reason", None), *reversed(error.args)]
+    inner = next((one for one in within if isinstance(one, BaseException)), None)
+    if inner is not None:
+        return _cause(inner)
     text = str(error)
-    return text.rsplit(":", 1)[-1].strip(" ')>") if "Connection" in text or "timed out" in text else text
+    return text.rsplit(": ", 1)[-1] if "Connection" in text or "timed out" in text else text
