@@ -22,10 +22,10 @@ help:
 quickstart: $(VENV)/.installed-local
 	@$(VENV)/bin/deephyper-balsam quickstart
 
-# The unit and contract tests side by side, then the live ones on one Balsam
+# The unit and contract tests side by side, then the live ones on a Balsam for each of two processes
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -m "not live and not slurm" -n 2 -q
-	$(PY) -m pytest -m "live and not slurm" -q
+	$(PY) -m pytest -m "live and not slurm" -n 2 --dist loadfile -q
 
 # The site configs for Slurm on a real one; it says why when it cannot
 test-slurm: $(VENV)/.installed-test
