@@ -109,6 +109,21 @@ class Machine:
         running = [row["state"] == "RUNNING" and "result" not in row["data"] for row in rows]
         return sum(done) == sum(running) == 2
 
+    def check_first_of_four_ranks_reports(self, name: str) -> set[str]:
+        """Run one evaluation on two nodes with two ranks each; return the names of the nodes."""
+        ranks = self.folder / "run.ranks"
+        ranks.unlink(missing_ok=True)
+        options = ["--nodes", "2", "--num-nodes-per-eval", "2", "--ranks-per-node", "2", "--max-evals", "1"]
+        assert "1 done" in self.finish(self.search(name, *options))
+        lines = sorted(line.split()[1:3] for line in ranks.read_text().splitlines())
+        assert [rank for rank, _ in lines] == ["0", "1", "2", "3"]
+        nodes = [node for _, node in lines]
+        assert nodes[0] == nodes[1]
+        assert nodes[2] == nodes[3]
+        (row,) = self.rows(name)
+        assert row["m:rank"] == "0"
+        return set(nodes)
+
     def batch_jobs(self, name: str) -> list[dict[str, Any]]:
         rows = self.gateway.batch_jobs([self.site_id])
         return sorted((row for row in rows if row["filter_tags"].get("search") == name), key=lambda row: row["id"])

@@ -77,3 +77,8 @@ def test_two_allocations_at_once_share_a_search(system: Machine) -> None:
     by_trial = {row["job_id"]: int(row["m:allocation"].partition(".")[0]) for row in system.rows(name)}
     assert len(ids) == 2
     assert {by_trial[0], by_trial[1]} == ids
+
+
+def test_of_an_evaluation_on_two_nodes_with_two_ranks_each_the_first_rank_reports(system: Machine) -> None:
+    nodes = system.check_first_of_four_ranks_reports(f"{system.site_name}-ranks")
+    assert len(nodes) == (2 if batch_system.own_names() else 1)
