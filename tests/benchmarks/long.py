@@ -1,0 +1,73 @@
+"""A search of many finished evaluations on a real Balsam server: how long its commands take, and to go on with it.
+
+python -m tests.benchmarks.long --evaluations 100000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from deephyper_balsam.apps import resolve_problem
+from deephyper_balsam.evaluators.balsam import BalsamEvaluator
+from deephyper_balsam.search import Progress, Search
+from deephyper_balsam.sites.local import LocalStack
+from tests.benchmarks import load
+
+
+def command_seconds(folder: Path, *words: str) -> float:
+    """Run a command on the search and return how long it took."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "deephyper_balsam", "search", words[0], load.NAME, *words[1:]]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    return time.monotonic() - began
+
+
+def resume_seconds(folder: Path) -> float:
+    """Resume the search in an empty folder and return how long it took until the driver's first look."""
+    began = time.monotonic()
+    search = Search.resume(load.NAME, log_dir=folder)
+    took: list[float] = []
+
+    def look(_progress: Progress) -> None:
+        took.append(time.monotonic() - began)
+        search.stop()
+
+    search.search(on_progress=look)
+    return took[0]
+
+
+def main() -> None:
+    """Prepare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=int, default=100_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="long ") as name:
+        folder = Path(name)
+        stack = LocalStack(folder / "balsam")
+        stack.up(site=False)
+        os.environ["BALSAM_CLIENT_PATH"] = str(stack.client_path)
+        try:
+            gateway, site_id = load.make_site(stack)
+            load.make_allocation(gateway, site_id, 16, 600, 1)
+            evaluator = BalsamEvaluator("ackley", "virtual")
+            search = Search(resolve_problem("ackley"), evaluator, load.NAME, "ambs", seed=0, log_dir=folder)
+            load.prepare(search, gateway, given.evaluations, 60.0)
+            print(f"{given.evaluations} evaluations, seconds:", flush=True)
+            commands = (["status"], ["best"], ["results", "-o", "results.csv"], ["utilization"])
+            for words in commands:
+                print(f"  search {words[0]:12} {command_seconds(folder, *words):6.1f}", flush=True)
+            print(f"  search {'resume':12} {resume_seconds(folder / 'again'):6.1f}  (until its first look)")
+            print(f"peak memory of the driver {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+        finally:
+            stack.down()
+
+
+if __name__ == "__main__":
+    main()
