@@ -161,7 +161,7 @@ def prepare(search: Search, gateway: Gateway, count: int, mean_s: float) -> None
     for start in range(0, count, 1000):
         rows = []
         for trial in trials[start : start + 1000]:
-            row = jobs.trial_job(trial, search.name, app_id, evaluator.resources, now, None)
+            row = jobs.trial_job(trial, search.name, app_id, jobs.Resources(), now, None)
             outcome = {"objective": run(trial.config), "failure": None, "metadata": {}, "host": "before"}
             outcome.update(start=now - mean_s, end=now)
             rows.append(

@@ -1,0 +1,105 @@
+"""What a driver reads at each look: what changed, nothing twice, and nothing that came late is lost."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from deephyper_balsam.evaluators.changes import Changes
+
+ZERO = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def stamp(seconds: float) -> str:
+    return (ZERO + timedelta(seconds=seconds)).isoformat()
+
+
+class Table:
+    """Jobs by id with the time of their last change; counts what each look was given."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.looks: list[int] = []
+        self.now = 0.0
+
+    def put(self, job_id: int, at: float) -> None:
+        self.rows[job_id] = {"id": job_id, "last_update": stamp(at)}
+
+    def jobs(self, _tags: Any, changed_since: str | None = None) -> list[dict[str, Any]]:
+        found = [
+            dict(row) for row in self.rows.values() if changed_since is None or row["last_update"] >= changed_since
+        ]
+        self.looks.append(len(found))
+        return found
+
+
+def look(changes: Changes) -> list[int]:
+    """Deal with all that is new, as a driver does."""
+    new = [row for row in changes.read() if changes.is_new(row)]
+    for row in new:
+        changes.note(row)
+    changes.forget_old()
+    return [row["id"] for row in new]
+
+
+def make(table: Table) -> Changes:
+    return Changes(table, "s", clock=lambda: table.now)  # type: ignore[arg-type]
+
+
+def test_each_change_is_seen_once() -> None:
+    table = Table()
+    changes = make(table)
+    table.put(1, 0)
+    table.put(2, 1)
+    assert look(changes) == [1, 2]
+    assert look(changes) == []
+    table.put(1, 2)
+    assert look(changes) == [1]
+
+
+def test_a_look_reads_little_of_a_long_table() -> None:
+    table = Table()
+    changes = make(table)
+    for job_id in range(1000):
+        table.put(job_id, job_id)
+    look(changes)
+    table.now = 1.0
+    look(changes)  # far back
+    table.now = 2.0
+    look(changes)
+    assert table.looks == [1000, 31, 2]
+
+
+def test_a_change_that_was_written_late_is_seen_at_the_next_look_far_back() -> None:
+    table = Table()
+    changes = make(table)
+    table.put(1, 100)
+    look(changes)
+    look(changes)
+    table.put(2, 80)  # its request began before that of job 1, and ended after it
+    table.now = 5.0
+    assert look(changes) == []
+    table.now = 10.0
+    assert look(changes) == [2]
+
+
+def test_what_is_offered_again_is_new_without_a_change() -> None:
+    table = Table()
+    changes = make(table)
+    table.put(1, 0)
+    table.put(2, 500)
+    look(changes)
+    changes.offer_again([table.rows[1]])
+    assert look(changes) == [1]
+    assert look(changes) == []
+
+
+def test_of_what_is_offered_and_has_changed_the_newer_counts() -> None:
+    table = Table()
+    changes = make(table)
+    table.put(1, 0)
+    look(changes)
+    changes.offer_again([dict(table.rows[1])])
+    table.put(1, 1)
+    [row] = [row for row in changes.read() if changes.is_new(row)]
+    assert row["last_update"] == stamp(1)
