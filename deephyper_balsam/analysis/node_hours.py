@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 
-from deephyper_balsam.analysis.look import LIGHT, TICKS, Spec, spec
+from deephyper_balsam.analysis.look import TICKS, Spec, colour
 from deephyper_balsam.analysis.trials import time_unit
 from deephyper_balsam.ledger import KINDS, Ledger
 
-# Work in the accent, loss in warm colours, waiting in greys
+# Work in the accent, loss in warm colours, waiting in greys; each stands out on light and on dark paper
 _COLOURS = {
-    "useful": LIGHT["accent"],
+    "useful": colour("accent"),
     "failed": "#c2410c",
     "repeated": "#f59e0b",
-    "start-up": "#374151",
-    "between runs": "#9ca3af",
-    "no configuration": "#be185d",
-    "no driver": "#7c3aed",
-    "end of allocation": "#d1d5db",
-    "drained": "#e5e7eb",
+    "start-up": "#64748b",
+    "between runs": "#94a3b8",
+    "no configuration": "#db2777",
+    "no driver": "#8b5cf6",
+    "end of allocation": "#c4b5a5",
+    "drained": "#cbd5e1",
 }
+
+
+DESCRIPTION = "Nodes of the search over time: busy, and idle by cause"
 
 
 def node_hours(ledger: Ledger) -> Spec:
@@ -46,7 +49,7 @@ def node_hours(ledger: Ledger) -> Spec:
         "scale": {"nice": False},
         "axis": TICKS,
     }
-    body = {
+    return {
         "height": 220,
         "data": {"values": values},
         "mark": {"type": "bar", "orient": "vertical", "binSpacing": 0},
@@ -64,4 +67,3 @@ def node_hours(ledger: Ledger) -> Spec:
             "order": {"field": "o"},
         },
     }
-    return spec(body, "Nodes of the search over time: busy, and idle by cause", width=480)

@@ -22,8 +22,10 @@ from deephyper_balsam.analysis import figures, forest_figures, look
 from deephyper_balsam.analysis.drawing import to_vega, vega_library
 from deephyper_balsam.analysis.embedded import packed, script_json, shared
 from deephyper_balsam.analysis.importance import Landscape
+from deephyper_balsam.analysis.node_hours import DESCRIPTION, node_hours
 from deephyper_balsam.analysis.trials import Trials, label, running, time_unit
 from deephyper_balsam.errors import InputError
+from deephyper_balsam.ledger import CAUSES, Ledger
 from deephyper_balsam.results import configuration
 
 _MOST_SURFACES = 3
@@ -51,7 +53,7 @@ class _Charts:
         )
 
 
-def html(trials: Trials, written_at: float) -> str:
+def html(trials: Trials, written_at: float, ledger: Ledger | None = None) -> str:
     """Return the report of a search.
 
     Parameters
@@ -60,6 +62,8 @@ def html(trials: Trials, written_at: float) -> str:
         The search.
     written_at
         When, seconds since the epoch.
+    ledger
+        Where its node-hours went; without one only how many trials ran is shown.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def html(trials: Trials, written_at: float) -> str:
         "subtitle": _subtitle(trials, written_at),
         "summary": _summary(trials),
         "best": _best(trials),
-        "progress": _progress(charts, trials),
+        "progress": _progress(charts, trials) + _nodes(charts, trials, ledger),
         "hyperparameters": _hyperparameters(charts, trials, landscape),
         "importance": _importance(charts, landscape),
         "dependence": _dependence(charts, landscape),
@@ -175,16 +179,23 @@ def _progress(charts: _Charts, trials: Trials) -> str:
         caption += f" {below:,} trials lie below the axis and are drawn at its foot; the lowest has {worst}."
     made = [charts.place(figures.progress(trials, "trials"), "Objective and best so far against evaluations", caption)]
     if any(_timed(line) for line in trials.ended):
-        made += [
-            charts.place(figures.progress(trials, "time"), "Objective and best so far against time"),
-            "<h3>Trials running</h3>",
-            charts.place(
-                figures.running_trials(trials),
-                "Trials running at once, over time",
-                "From the start and the end of each trial's last run; what was cut before is not in it.",
-            ),
-        ]
+        made.append(charts.place(figures.progress(trials, "time"), "Objective and best so far against time"))
     return "".join(made)
+
+
+def _nodes(charts: _Charts, trials: Trials, ledger: Ledger | None) -> str:
+    """Return how the nodes were used: by cause where that is known, else how many trials ran."""
+    if ledger is not None and ledger.total:
+        share = f"{ledger.by_kind['useful'] / ledger.total:.0%} of {ledger.total:.3g} node-hours were useful."
+        idle = max(CAUSES, key=lambda cause: ledger.by_kind[cause])
+        if ledger.by_kind[idle]:
+            share += f" Most of the rest: {idle}, {ledger.by_kind[idle] / ledger.total:.0%}."
+        return "<h3>Where the nodes were</h3>" + charts.place(node_hours(ledger), DESCRIPTION, share)
+    if any(_timed(line) for line in trials.ended):
+        caption = "From the start and the end of each trial's last run; what was cut before is not in it."
+        running_now = charts.place(figures.running_trials(trials), "Trials running at once, over time", caption)
+        return "<h3>Trials running</h3>" + running_now
+    return ""
 
 
 def _hyperparameters(charts: _Charts, trials: Trials, landscape: Landscape | str) -> str:

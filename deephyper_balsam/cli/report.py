@@ -34,10 +34,16 @@ def write_report(name: str, path: Path, gateway: Any = None) -> int:
     """Write the report of a search to a file; its size in bytes."""
     from deephyper_balsam.analysis.drawing import check_drawing
     from deephyper_balsam.analysis.report import html
+    from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.ledger import account
+    from deephyper_balsam.record import find_record
     from deephyper_balsam.results import write_whole
+    from deephyper_balsam.traces import read_trace
 
     check_drawing()
-    content = html(_trials(name, gateway), time.time()).encode()
+    gateway = gateway or Gateway()
+    trials = _trials(name, gateway)
+    content = html(trials, time.time(), account(read_trace(gateway, find_record(gateway, name)))).encode()
     write_whole(path, content)
     return len(content)
 

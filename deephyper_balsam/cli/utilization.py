@@ -59,10 +59,11 @@ def utilization(name: str, output: Path | None, as_json: bool) -> None:
         _say(name, ledger)
     if output is not None:
         from deephyper_balsam.analysis.drawing import draw
-        from deephyper_balsam.analysis.node_hours import node_hours
+        from deephyper_balsam.analysis.look import spec
+        from deephyper_balsam.analysis.node_hours import DESCRIPTION, node_hours
         from deephyper_balsam.results import write_whole
 
-        write_whole(output, draw(node_hours(ledger), output.suffix.lower()))
+        write_whole(output, draw(spec(node_hours(ledger), DESCRIPTION, width=480), output.suffix.lower()))
         click.echo(f"Figure written to {output}", err=True)
 
 

@@ -129,3 +129,15 @@ def test_the_parts_always_add_up_to_the_whole(seed: int) -> None:
     assert sum(sum(values) for values in found.over_time.values()) == pytest.approx(found.total)
     busy = sum((run.end - run.start) * (1 if run.allocation == 1 else 2) for run in runs) / HOUR
     assert sum(found.by_kind[kind] for kind in KINDS if kind not in CAUSES) == pytest.approx(busy)
+
+
+def test_a_report_shows_where_the_nodes_were() -> None:
+    from deephyper_balsam.analysis.node_hours import node_hours
+
+    runs = [Run(1, 0, 1800, "useful"), Run(1, 2700, HOUR, "failed")]
+    ledger = account(trace(runs))
+    drawn = node_hours(ledger)
+    kinds = {value["k"] for value in drawn["data"]["values"]}
+    assert kinds == {"useful", "failed", "no configuration"}
+    total = sum(value["n"] * (value["e"] - value["t"]) for value in drawn["data"]["values"])
+    assert total == pytest.approx(60.0, rel=1e-3)  # one node for sixty minutes, in minutes
