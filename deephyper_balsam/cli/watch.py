@@ -57,7 +57,7 @@ def watch(name: str, every_s: float, follow: bool) -> None:
     gateway = Gateway()
     follower = Follower(gateway, find_record(gateway, name))
     console = Console()
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with LiveView(console) as view:
             picture = _patiently(gateway, follower, view)
@@ -68,7 +68,8 @@ def watch(name: str, every_s: float, follow: bool) -> None:
                 time.sleep(every_s)
                 picture = _patiently(gateway, follower, view)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if console.is_terminal:
         click.echo(one_line(picture))
     click.echo(f"The search {name} is complete: deephyper-balsam search best {name}")
