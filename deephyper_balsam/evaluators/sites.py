@@ -25,7 +25,7 @@ from deephyper_balsam.watch import SiteWatch
 logger = logging.getLogger(__name__)
 
 _RECENT_RUNS = 200
-_MOST_WAVES = 4  # what waits was chosen by an older model: more than so many runs a place are not kept ahead
+_AHEAD_SHARE = 0.2  # of what has ended: what waits was chosen by a model that knows so much less, at most
 _PATIENCE_RUNS, _DRAIN_RUNS = 5, 3  # mean durations that a trial waits before room is made for it, and for how long
 _LOOK_S = 5.0
 
@@ -81,15 +81,18 @@ class SearchSite:
         """How many trials the allocations that wait there will run at once."""
         return 0 if self.gone else self.allocations.planned
 
-    @property
-    def backlog(self) -> int:
-        """What completes during one pipeline delay (Little's law); before anything ended, one wave."""
+    def backlog(self, ended: int) -> int:
+        """Return how many should wait there: what completes during one pipeline delay (Little's law).
+
+        Before anything ended, and early in a search of short runs, one wave: what waits was chosen by a model that does
+        not know what has ended since, which matters less the more has ended.
+        """
         closing = self.allocations.closing(self.limit.needed_s)  # a new run would be cut there, and none follows
         lasting = self.capacity - closing
         if not self.durations_s:
             return lasting - closing
-        waves = self.delay.seconds / max(fmean(self.durations_s), 0.1)
-        return math.ceil(lasting * min(waves, _MOST_WAVES)) - closing
+        completing = math.ceil(lasting * self.delay.seconds / max(fmean(self.durations_s), 0.1))
+        return min(completing, max(lasting, int(_AHEAD_SHARE * ended))) - closing
 
     def fits(self, needs: Resources) -> bool:
         """Return whether an allocation there may run an evaluation of this size."""
@@ -203,7 +206,7 @@ class SearchSites:
     def _backlog(self, site: SearchSite) -> int:
         """Return how many should wait at a site; while nothing runs anywhere, what the queued ones will start with."""
         if site.capacity:
-            return site.backlog
+            return site.backlog(self._table.count(TrialState.DONE, TrialState.FAILED))
         return 0 if self.capacity or site.gone else site.planned or self._needs.wave
 
     def room(self, site: SearchSite) -> int:

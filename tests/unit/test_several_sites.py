@@ -125,7 +125,7 @@ def test_what_waits_follows_the_pace_of_each_site(two: TwoSites) -> None:
     two.site("lab").durations_s.append(6000.0)
     two.site("theta").durations_s.append(1.0)
     two.fill()
-    assert two.where() == {"lab": 5, "theta": 20}
+    assert two.where() == {"lab": 5, "theta": 8}
 
 
 def test_while_nothing_runs_trials_wait_for_the_queues(two: TwoSites) -> None:
