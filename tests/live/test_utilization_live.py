@@ -85,7 +85,7 @@ def test_a_slow_optimizer_is_found(balsam_env: dict[str, str], tmp_path: Path, m
     def slow(*args: Any, **options: Any) -> Any:
         optimizer = made(*args, **options)
         ask = optimizer.ask
-        optimizer.ask = lambda count: (time.sleep(4), ask(min(count, 1)))[1]
+        optimizer.ask = lambda count: (time.sleep(12), ask(min(count, 1)))[1]
         return optimizer
 
     monkeypatch.setattr(driving, "make_optimizer", slow)
