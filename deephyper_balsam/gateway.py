@@ -30,6 +30,7 @@ _READ_TIMEOUT_S = 30.0
 _HURRIED_TIMEOUT_S = 5.0
 _PAGE_ROWS = 5000
 _BULK_ROWS = 1000
+_IDS_A_CALL = 200
 
 
 class Gateway:
@@ -130,6 +131,11 @@ class Gateway:
                 page = following.result()
         yield from page
 
+    def _pages_of(self, path: str, params: Mapping[str, Any], key: str, ids: Sequence[int]) -> Iterator[Row]:
+        """Yield the rows of many ids, which would not all fit into one address."""
+        for batch in _batches(ids, _IDS_A_CALL):
+            yield from self._pages(path, {**params, key: list(batch)})
+
     # --- sites and applications ----------------------------------------------------------------------------------
 
     def sites(self) -> list[Row]:
@@ -198,9 +204,14 @@ class Gateway:
         ----------
         changed_since
             Only jobs whose `last_update` is not before this time, in the server's own words.
+        ids
+            Only these, however many; each request takes some of them, and their order holds within it.
         """
-        params = _given(last_update_after=changed_since, state=states, id=ids, ordering=order_by)
-        return self._pages("jobs/", {"tags": [f"{key}:{value}" for key, value in tags.items()], **params})
+        params = _given(last_update_after=changed_since, state=states, ordering=order_by)
+        query = {"tags": [f"{key}:{value}" for key, value in tags.items()], **params}
+        if ids is None:
+            return self._pages("jobs/", query)
+        return self._pages_of("jobs/", query, "id", ids)
 
     def write_data(self, data_by_id: Mapping[int, Mapping[str, Any]]) -> None:
         """Replace the `data` of jobs. One kind of change a call: Balsam applies the first row's columns to all."""
@@ -245,15 +256,24 @@ class Gateway:
     ) -> int:
         """Move the jobs that are in one of `from_states` to `to_state`, and no others; how many there were."""
         moved = 0
-        for batch in _batches(ids, 200) if ids else [[]]:
+        for batch in _batches(ids, _IDS_A_CALL) if ids else [[]]:
             query = {"tags": [f"{key}:{value}" for key, value in tags.items()], "state": list(from_states)}
             change = {"state": to_state, "state_data": {"message": message}}
             moved += int(self._call("PUT", "jobs/", {**query, **_given(id=list(batch) or None)}, change))
         return moved
 
-    def events(self, **query: Any) -> Iterator[Row]:
-        """Events of Balsam's log (`job_id`, `tags`, `to_state`, `from_state`, `timestamp_after` ...), oldest first."""
-        return self._pages("events/", {"ordering": "timestamp", **query})
+    def events(self, job_ids: Sequence[int] | None = None, **query: Any) -> Iterator[Row]:
+        """Events of Balsam's log (`tags`, `to_state`, `timestamp_after` ...); those of one job oldest first.
+
+        Parameters
+        ----------
+        job_ids
+            Only of these jobs, however many.
+        """
+        query = {"ordering": "timestamp", **query}
+        if job_ids is None:
+            return self._pages("events/", query)
+        return self._pages_of("events/", query, "job_id", job_ids)
 
     # --- allocations ---------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from deephyper_balsam.orders import effective_budget, read_orders
 from deephyper_balsam.record import SearchRecord
 from deephyper_balsam.trial import TrialState
 
-_IDS_A_CALL = 200
 _ALIVE = ("running", "pending_deletion")
 
 
@@ -35,7 +34,11 @@ def read_trace(gateway: Gateway, record: SearchRecord) -> Trace:
     running = {row["id"] for row in rows if jobs.read_state(row) is TrialState.RUNNING}
     submitted = [row["data"]["asked"]["at"] for row in rows]
     left_queue = [row["data"]["result"]["start"] for row in begun]
-    left_queue += [row["data"]["cancelled"] for row in rows if "cancelled" in row["data"] and row not in begun]
+    left_queue += [
+        row["data"]["cancelled"]
+        for row in rows
+        if "cancelled" in row["data"] and "start" not in row["data"].get("result", {})
+    ]
     left_queue += [run.start for run in runs if run.end == now and run.outcome == "useful"]
     ended = [row["data"]["result"]["end"] for row in begun if row["id"] not in running]
     gathered = [row["data"]["gathered"]["at"] for row in begun if "gathered" in row["data"]]
@@ -70,19 +73,22 @@ def _allocations(gateway: Gateway, record: SearchRecord, rows: list[Row], now: f
 
     Agents say when one began as it ends; until then it counts from its first run.
     """
-    held = {row.get("batch_job_id") for row in rows}
+    held: dict[int | None, list[Row]] = {}
+    for row in rows:
+        held.setdefault(row.get("batch_job_id"), []).append(row)
     sites = {site["id"]: site["name"] for site in gateway.sites() if site["name"] in record.sites}
     found = []
     for row in gateway.batch_jobs(sites):
         if row["id"] not in held and row["filter_tags"] != jobs.trial_tags(record.name):
             continue
-        its_jobs = [job for job in rows if job.get("batch_job_id") == row["id"]]
+        its_jobs = held.get(row["id"], [])
         begun = [job["data"]["result"]["start"] for job in its_jobs if "start" in job["data"].get("result", {})]
         if not row["start_time"] and (row["state"] not in _ALIVE or not begun):
             continue
         start = parse_time(row["start_time"]) if row["start_time"] else min(begun)
         end = parse_time(row["end_time"]) if row["end_time"] else now
-        most = [_slots(job, row["num_nodes"]) for job in its_jobs]
+        shapes = {(job["num_nodes"], job["node_packing_count"]) for job in its_jobs}
+        most = [jobs.Resources(num_nodes=n, evals_per_node=k).slots(row["num_nodes"]) for n, k in shapes]
         found.append(
             Allocation(
                 id=row["id"],
@@ -97,19 +103,13 @@ def _allocations(gateway: Gateway, record: SearchRecord, rows: list[Row], now: f
     return found
 
 
-def _slots(job: Row, nodes: int) -> int:
-    return int(nodes // job["num_nodes"] * job["node_packing_count"])
-
-
 def _events_of_cut_and_open_runs(gateway: Gateway, name: str, rows: list[Row]) -> dict[int, list[Row]]:
     """Return the events of jobs whose runs were cut, began again, or go on; a search has many jobs and few of these."""
     ids = {row["id"] for row in rows if jobs.earlier_tries(row) or jobs.read_state(row) is TrialState.RUNNING}
     ids |= {event["job_id"] for event in gateway.events(tags=[f"search:{name}"], to_state="RUN_TIMEOUT")}
     found: dict[int, list[Row]] = {}
-    wanted = sorted(ids & {row["id"] for row in rows})
-    for start in range(0, len(wanted), _IDS_A_CALL):
-        for event in gateway.events(job_id=wanted[start : start + _IDS_A_CALL]):
-            found.setdefault(event["job_id"], []).append(event)
+    for event in gateway.events(job_ids=sorted(ids & {row["id"] for row in rows})):
+        found.setdefault(event["job_id"], []).append(event)
     return found
 
 

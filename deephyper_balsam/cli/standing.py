@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from deephyper_balsam.gateway import Gateway
     from deephyper_balsam.record import SearchRecord
 
-_IDS_A_CALL = 200
-
 
 def by_state(states: dict[str, int]) -> str:
     """Return counts as a person reads them."""
@@ -74,11 +72,7 @@ def _interruptions(gateway: Gateway, name: str) -> list[dict[str, Any]]:
     if not events:
         return []
     ids = sorted({event["job_id"] for event in events})
-    numbers = {
-        row["id"]: trial_number(row)
-        for start in range(0, len(ids), _IDS_A_CALL)
-        for row in gateway.jobs(trial_tags(name), ids=ids[start : start + _IDS_A_CALL])
-    }
+    numbers = {row["id"]: trial_number(row) for row in gateway.jobs(trial_tags(name), ids=ids)}
     return [
         {
             "trial": numbers[event["job_id"]],

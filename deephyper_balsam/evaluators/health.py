@@ -17,10 +17,9 @@ from deephyper_balsam.gateway import Gateway, Row, parse_time
 logger = logging.getLogger(__name__)
 
 _LOOK_BACK_S = 600.0  # the times in the event log are the launchers'
-_IDS_A_CALL = 200
 # Balsam's own launcher gives its session back before it says which runs it cut: the log then has each twice, the second
 # time from another state
-_CUT = {"from_state": "RUNNING", "to_state": "RUN_TIMEOUT"}
+_CUT: dict[str, Any] = {"from_state": "RUNNING", "to_state": "RUN_TIMEOUT"}
 
 
 class Health:
@@ -191,11 +190,7 @@ def _too_long(gateway: Gateway, numbers: Mapping[int, int]) -> dict[int, float]:
 
 def read_cuts(gateway: Gateway, job_ids: Sequence[int]) -> list[Row]:
     """Return the events of Balsam's log in which runs of these jobs were cut."""
-    events: list[Row] = []
-    for start in range(0, len(job_ids), _IDS_A_CALL):
-        batch = list(job_ids[start : start + _IDS_A_CALL])
-        events.extend(gateway.events(job_id=batch, **_CUT))
-    return events
+    return list(gateway.events(job_ids=job_ids, **_CUT))
 
 
 def cut_after_s(events: Iterable[Row]) -> list[float]:

@@ -18,25 +18,12 @@ from deephyper_balsam.sites.local import LocalStack
 from live.machine import Machine, machine
 from live.waiting import wait_for
 
-from .lab import SlurmLab, missing
+from .lab import SlurmLab
 
 pytestmark = [pytest.mark.live, pytest.mark.slurm]
 
 # As long as facilities' are, and longer than the columns that Balsam's own class reads
 ACCOUNT = "an_account_with_a_name_longer_than_a_column"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[SlurmLab]:
-    reason = missing()
-    if reason:
-        pytest.skip(f"no Slurm here: {reason}")
-    made = SlurmLab()
-    try:
-        made.up()
-        yield made
-    finally:
-        made.down()
 
 
 @pytest.fixture(scope="module")

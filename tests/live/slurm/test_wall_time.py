@@ -21,25 +21,12 @@ from deephyper_balsam.sites.local import LocalStack
 from live.machine import Machine, machine
 from live.waiting import wait_for
 
-from .lab import SlurmLab, missing
+from .lab import SlurmLab
 
 pytestmark = [pytest.mark.live, pytest.mark.slurm, pytest.mark.slow]
 
 ACCOUNT = "m1234"
 COMMON = ["--problem", "problem.py", "--run", "run.py", "--method", "random", "--max-evals", "6", "--seed", "1"]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[SlurmLab]:
-    reason = missing()
-    if reason:
-        pytest.skip(f"no Slurm here: {reason}")
-    made = SlurmLab()
-    try:
-        made.up()
-        yield made
-    finally:
-        made.down()
 
 
 @pytest.fixture
