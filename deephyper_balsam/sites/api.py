@@ -1,7 +1,7 @@
 """Balsam's API server on loopback: ``python -m deephyper_balsam.sites.api --port N``, its settings in BALSAM_*.
 
 The app is Balsam's own. What stands around it: the tables are made from Balsam's models (the wheel lacks the
-migrations), the socket listens on 127.0.0.1 only, and what each request costs is cut to less than half (`lighten`).
+migrations), the socket listens on 127.0.0.1 only, and what each request costs is cut to a half and less (`lighten.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import errno
 import socket
 import sys
 from typing import Any
+
+from deephyper_balsam.sites.lighten import lighten
 
 EXIT_PORT_TAKEN = 98
 _TAGS_INDEX = "ix_jobs_tags"
@@ -30,35 +32,6 @@ def create_tables(engine: Any) -> None:
     Base.metadata.create_all(engine)
     with engine.begin() as connection:
         connection.execute(text(f"CREATE INDEX IF NOT EXISTS {_TAGS_INDEX} ON jobs USING gin (tags jsonb_path_ops)"))
-
-
-def lighten(app: Any) -> Any:
-    """Make Balsam's app cheap for a machine that also runs the launchers; return the database engine that it uses.
-
-    - The engine sends the updates of many rows together, where SQLAlchemy would wait for the answer to each, and reads
-      JSON columns by orjson.
-    - There is no Redis here, and redis-py 6 tries for five seconds to reach it: in each request that changes something.
-    - Nobody reads the times that the one middleware logs, and it costs a quarter of a small request.
-    """
-    import orjson
-    from balsam.server import settings
-    from balsam.server.models import base
-    from balsam.server.pubsub import pubsub
-    from sqlalchemy import create_engine
-
-    base._engine = create_engine(
-        settings.database_url,
-        pool_size=10,
-        max_overflow=40,
-        connect_args={"options": "-c timezone=utc"},
-        executemany_mode="values_plus_batch",
-        executemany_batch_page_size=500,
-        json_deserializer=orjson.loads,
-    )
-    pubsub.publish = lambda *args, **kwargs: None
-    app.user_middleware.clear()
-    app.middleware_stack = app.build_middleware_stack()
-    return base._engine
 
 
 def main() -> int:
