@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
-from balsam.platform.app_run.app_run import SubprocessAppRun, TimeoutExpired
+from balsam.platform.app_run.app_run import TimeoutExpired
 from balsam.platform.compute_node.default import DefaultNode
 from balsam.platform.scheduler.local import LocalProcessScheduler
 from balsam.platform.scheduler.scheduler import DelayedSubmitFail, SchedulerSubmitError
@@ -21,6 +21,7 @@ from balsam.schemas import SchedulerJobLog, SchedulerJobStatus
 
 from deephyper_balsam.sites import processes
 from deephyper_balsam.sites.batch import ID_VARIABLE, BatchJobs
+from deephyper_balsam.sites.forking import ForksPython
 
 _WALL_TIME_GRACE_S = 30.0
 _NEVER_WORKED_S = 30.0
@@ -46,7 +47,7 @@ class LocalNode(DefaultNode):  # type: ignore[misc]
         return int(value) if value else None
 
 
-class LocalRun(SubprocessAppRun):  # type: ignore[misc]
+class LocalRun(ForksPython):
     """A run on this machine: never pinned to CPUs, and ended with every process that it started.
 
     The command is started once, whatever ``ranks_per_node`` says: there is no MPI here.
