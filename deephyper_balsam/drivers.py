@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from deephyper_balsam.errors import SearchRunningError, TakenOverError
-from deephyper_balsam.gateway import Gateway, Row, parse_time
+from deephyper_balsam.gateway import Gateway, Row, iso, parse_time
 from deephyper_balsam.notes import read_notes, write_note
 from deephyper_balsam.process_id import ProcessId
 
@@ -283,7 +283,7 @@ class Wheel:
     def _look(self, silent_s: float) -> None:
         """Read what is new since the last look but one; leave if another driver has the search."""
         since = self.gateway.now() - silent_s - _OVERLAP_S
-        rows = list(read_notes(self.gateway, self.search, changed_since=_iso(since)))
+        rows = list(read_notes(self.gateway, self.search, changed_since=iso(since)))
         lives = [Life.read(row) for row in rows if row["tags"]["kind"] == "driver"]
         others = [life for life in lives if life.id != self.life.id]
         for other in others:
@@ -318,9 +318,3 @@ class Wheel:
         """Say that this driver drives no more, and why."""
         now = self.clock()
         self._sign(replace(self.life, at=now, left_at=now, why=why))
-
-
-def _iso(moment: float) -> str:
-    from datetime import datetime, timezone
-
-    return datetime.fromtimestamp(moment, timezone.utc).isoformat()

@@ -7,8 +7,11 @@ waits itself (`deephyper_balsam.search`).
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
+import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,8 @@ WAITING_STATES = ("CREATED", "AWAITING_PARENTS", "READY", "STAGED_IN", "PREPROCE
 _CONNECT_TIMEOUT_S = 6.0
 _READ_TIMEOUT_S = 30.0
 _HURRIED_TIMEOUT_S = 5.0
+_JSON_HEADERS = {"Content-Type": "application/json"}
+_PLAIN = (str, int, float, bool, type(None))
 _PAGE_ROWS = 5000
 _BULK_ROWS = 1000
 _IDS_A_CALL = 200
@@ -83,7 +88,6 @@ class Gateway:
     def _call(self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None) -> Any:
         import orjson
         import requests
-        from balsam.client.encoders import jsonable_encoder
 
         if not self._client._authenticated:
             raise NotLoggedInError(f"The Balsam login in {self.client_path} has expired. Run `balsam login`.")
@@ -93,7 +97,8 @@ class Gateway:
                 method,
                 f"{root}/{path}",
                 params=params,
-                json=None if body is None else jsonable_encoder(body),
+                data=None if body is None else _json(body),
+                headers=None if body is None else _JSON_HEADERS,
                 timeout=(_CONNECT_TIMEOUT_S, self._read_timeout_s),
             )
         except requests.RequestException as error:
@@ -196,22 +201,28 @@ class Gateway:
         changed_since: str | None = None,
         states: Sequence[str] | None = None,
         ids: Sequence[int] | None = None,
-        order_by: str | None = None,
+        changed_until: str | None = None,
     ) -> Iterator[Row]:
         """Jobs that carry all `tags`, as raw rows, in the order of their ids.
 
         Parameters
         ----------
-        changed_since
-            Only jobs whose `last_update` is not before this time, in the server's own words.
+        changed_since, changed_until
+            Only jobs whose `last_update` is not before this time, or not after it, in the server's own words.
         ids
             Only these, however many; each request takes some of them, and their order holds within it.
         """
-        params = _given(last_update_after=changed_since, state=states, ordering=order_by)
-        query = {"tags": [f"{key}:{value}" for key, value in tags.items()], **params}
+        query = _job_query(tags, changed_since, changed_until, states)
         if ids is None:
             return self._pages("jobs/", query)
         return self._pages_of("jobs/", query, "id", ids)
+
+    def count_jobs(
+        self, tags: Mapping[str, str], states: Sequence[str] | None = None, changed_until: str | None = None
+    ) -> int:
+        """How many jobs there are; see `jobs`."""
+        query = _job_query(tags, None, changed_until, states)
+        return int(self._call("GET", "jobs/", {**query, "limit": 1})["count"])
 
     def write_data(self, data_by_id: Mapping[int, Mapping[str, Any]]) -> None:
         """Replace the `data` of jobs. One kind of change a call: Balsam applies the first row's columns to all."""
@@ -328,8 +339,17 @@ def parse_time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
+def iso(moment: float) -> str:
+    """Return seconds since the epoch as the API takes a time."""
+    from datetime import timezone
+
+    return datetime.fromtimestamp(moment, timezone.utc).isoformat()
+
+
 def pack(value: Any) -> str:
-    """Encode a job's parameters as Balsam does."""
+    """Encode a job's parameters as Balsam does: base64 of what dill writes, which for plain values is a pickle."""
+    if type(value) is dict and all(type(one) in _PLAIN for pair in value.items() for one in pair):
+        return base64.b64encode(pickle.dumps(value)).decode()
     from balsam.schemas import serialize
 
     return str(serialize(value))
@@ -343,6 +363,9 @@ def unpack(text: str) -> Any:
     BalsamError
         When the text cannot be decoded here, for example because it holds a class this environment lacks.
     """
+    with contextlib.suppress(Exception):  # what only dill can read, and what nobody can
+        return pickle.loads(base64.b64decode(text))
+
     from balsam.schemas import DeserializeError, deserialize
 
     try:
@@ -366,6 +389,23 @@ def check_name(name: str) -> str:
             "the first a letter or digit."
         )
     return name
+
+
+def _json(body: Any) -> bytes:
+    import orjson
+    from balsam.client.encoders import jsonable_encoder
+
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # numbers beyond 64 bits, enumerations, text that is no Unicode
+        return json.dumps(jsonable_encoder(body), allow_nan=False).encode()
+
+
+def _job_query(
+    tags: Mapping[str, str], changed_since: str | None, changed_until: str | None, states: Sequence[str] | None
+) -> dict[str, Any]:
+    params = _given(last_update_after=changed_since, last_update_before=changed_until, state=states)
+    return {"tags": [f"{key}:{value}" for key, value in tags.items()], **params}
 
 
 def _given(**values: Any) -> dict[str, Any]:

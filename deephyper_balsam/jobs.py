@@ -57,11 +57,14 @@ _STATES = {
 }
 
 
-_FINAL = tuple(name for name, state in _STATES.items() if state.is_final)
+BEGUN_STATES = tuple(name for name in _STATES if name not in WAITING_STATES or name == "RESTART_READY")
+"""States in which a job was given to a node at some time, or has ended."""
+
+FINAL_STATES = tuple(name for name, state in _STATES.items() if state.is_final)
 _RUNNABLE = ("PREPROCESSED", "RESTART_READY")
 _LEAVABLE = (*WAITING_STATES, "RUN_TIMEOUT")
 _COPIED = ("num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core", "gpus_per_rank", "launch_params")
-_NOT_FINAL = tuple(name for name, state in _STATES.items() if not state.is_final)
+NOT_FINAL_STATES = tuple(name for name, state in _STATES.items() if not state.is_final)
 _LOOK_S = 0.5
 
 
@@ -202,7 +205,7 @@ def earlier_tries(row: Row) -> list[dict[str, Any]]:
 def runs_again(row: Row) -> bool:
     """Return whether a trial's run ended by the machine's fault and is to be run once more."""
     data = row["data"]
-    if "gathered" in data or "cancelled" in data or ("result" not in data and row["state"] not in _FINAL):
+    if "gathered" in data or "cancelled" in data or ("result" not in data and row["state"] not in FINAL_STATES):
         return False
     if has_left(row):
         return False
@@ -222,7 +225,7 @@ def run_again(gateway: Gateway, outcomes: Mapping[int, dict[str, Any]], rows: It
     list[Row]
         The rows that wait now, changed here as in Balsam.
     """
-    again = [row for row in rows if row["state"] in _FINAL]  # before that the launcher still has something to say
+    again = [row for row in rows if row["state"] in FINAL_STATES]  # before that the launcher still has something to say
     changed = {}
     for row in again:
         outcome = outcomes[row["id"]]
@@ -416,11 +419,11 @@ def settle(gateway: Gateway, search: str, patience_s: float, sleep: Callable[[fl
     tags = trial_tags(search)
     pauses = max(1, round(patience_s / _LOOK_S))
     for _ in range(pauses):
-        open_ids = [row["id"] for row in gateway.jobs(tags, states=_NOT_FINAL) if "result" in row["data"]]
+        open_ids = [row["id"] for row in gateway.jobs(tags, states=NOT_FINAL_STATES) if "result" in row["data"]]
         if not open_ids:
             return
         sleep(_LOOK_S)
-    gateway.move_jobs(tags, _NOT_FINAL, "JOB_FINISHED", RESULT_IS_IN, open_ids)
+    gateway.move_jobs(tags, NOT_FINAL_STATES, "JOB_FINISHED", RESULT_IS_IN, open_ids)
 
 
 def finish_answered(gateway: Gateway, search: str, rows: Iterable[Row]) -> None:

@@ -4,7 +4,9 @@ A note carries the tags ``kind`` and ``record`` (the search's name), and says th
 
 - ``kind=search``: the record, written once (`deephyper_balsam.record`);
 - ``kind=driver``: one life of a driver, written by that driver alone (`deephyper_balsam.drivers`);
-- ``kind=order``: what a person asked of the search, answered by whoever drives it (`deephyper_balsam.orders`).
+- ``kind=order``: what a person asked of the search, answered by whoever drives it (`deephyper_balsam.orders`);
+- ``kind=archive``: copies of finished trials (`deephyper_balsam.archive`). They are large, and few ask for them: the
+  search's name stands in the tag ``archive`` instead.
 
 Balsam replaces the `data` of a job whole and has no compare-and-swap, so that two writers of one job would lose each
 other's words: hence one note for each thing that is said, and one writer for each note.
@@ -22,18 +24,20 @@ from deephyper_balsam.gateway import Gateway, Row, pack
 APP = "deephyper_search"
 
 
-def write_note(gateway: Gateway, site_id: int, search: str, kind: str, data: Mapping[str, Any]) -> int:
+def write_note(
+    gateway: Gateway, site_id: int, search: str, kind: str, data: Mapping[str, Any], *, tag: str = "record"
+) -> int:
     """Write a note of a search; its id. It is there, for every reader, when this returns."""
     job = {
         "app_id": _app(gateway, site_id),
         "workdir": f"{search}/{kind}-{secrets.token_hex(4)}" if kind != "search" else f"{search}/record",
-        "tags": {"kind": kind, "record": search},
+        "tags": {"kind": kind, tag: search},
         "serialized_parameters": pack({}),
         "data": data,
     }
     [job_id] = gateway.create_jobs([job])
     # Not left to the site's agent: a site whose agent is down must not hold a job that looks like work
-    gateway.move_jobs({"record": search}, ("STAGED_IN",), "JOB_FINISHED", f"a note of the search: {kind}", [job_id])
+    gateway.move_jobs({tag: search}, ("STAGED_IN",), "JOB_FINISHED", f"a note of the search: {kind}", [job_id])
     return job_id
 
 

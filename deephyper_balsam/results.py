@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deephyper_balsam.archive import read_rows
 from deephyper_balsam.errors import InputError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.jobs import table_row, trial_number, trial_tags
+from deephyper_balsam.gateway import Gateway, Row
+from deephyper_balsam.jobs import table_row, trial_number
 from deephyper_balsam.record import SearchRecord
 
 if TYPE_CHECKING:
@@ -43,12 +44,18 @@ def read_lines(gateway: Gateway, record: SearchRecord) -> list[Line]:
 
 def read_table(gateway: Gateway, record: SearchRecord) -> tuple[list[Line], dict[int, str]]:
     """Return the lines of a search's table as `read_lines` does, and the traceback of each trial that left one."""
-    apps = {app["id"]: app["site_id"] for app in gateway.apps()}
-    sites = {site["id"]: site["name"] for site in gateway.sites()}
-    rows = sorted(gateway.jobs(trial_tags(record.name)), key=trial_number)
-    lines = [table_row(row, record.created_at, sites.get(apps.get(row["app_id"]), "")) for row in rows]
+    rows = read_rows(gateway, record.name)
+    lines = lines_of(gateway, record, rows)
     traces = {trial_number(row): row["data"].get("result", {}).get("traceback") for row in rows}
     return lines, {number: str(text) for number, text in traces.items() if text}
+
+
+def lines_of(gateway: Gateway, record: SearchRecord, rows: Iterable[Row]) -> list[Line]:
+    """Return the lines of a search's table for the jobs of its trials; ordered by trial number."""
+    apps = {app["id"]: app["site_id"] for app in gateway.apps()}
+    sites = {site["id"]: site["name"] for site in gateway.sites()}
+    lines = (table_row(row, record.created_at, sites.get(apps.get(row["app_id"]), "")) for row in rows)
+    return sorted(lines, key=lambda line: int(line["job_id"]))
 
 
 def columns(lines: Iterable[Mapping[str, Any]], hyperparameters: Iterable[str] = ()) -> list[str]:
@@ -80,8 +87,8 @@ def legacy_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.D
     return legacy.rename(columns={**{name: name[2:] for name in names}, "m:timestamp_end": "elapsed_sec"})
 
 
-def deephyper_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.DataFrame:
-    """Return the table as DeepHyper reads it: what ended, as it was gathered; a failure's objective is ``F_`` and why.
+def deephyper_lines(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines as DeepHyper reads them: what ended, as gathered; a failure's objective is ``F_`` and why.
 
     The order matters: DeepHyper 0.13's `plot_search_trajectory_single_objective_hpo` takes a row's label for its place.
     """
@@ -90,7 +97,7 @@ def deephyper_table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> p
     for place, line in enumerate(ended):
         if line["objective"] is None:
             ended[place] = {**line, "objective": f"F_{line.get('m:failure')}"}
-    return table(ended, hyperparameters)
+    return ended
 
 
 class ResultsFile:
@@ -128,6 +135,13 @@ class ResultsFile:
             self._texts[line["job_id"]] = _csv_line(line.get(name) for name in self._columns)
         texts = (self._texts[number] for number in sorted(self._texts))
         write_whole(self._path, _csv_line(self._columns) + "".join(texts))
+
+
+def csv_text(lines: Iterable[Line], hyperparameters: Iterable[str] = ()) -> str:
+    """Return the table as CSV, as `results.csv` has it."""
+    lines = list(lines)
+    names = columns(lines, hyperparameters)
+    return _csv_line(names) + "".join(_csv_line(line.get(name) for name in names) for line in lines)
 
 
 def _csv_line(values: Iterable[Any]) -> str:

@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 _LONGEST_RETRY_S = 30.0
 _IDLE_POLLS = 4  # while nothing runs
+_LEAST_PAUSE = 0.2  # of a poll: what a loop that takes long leaves to the server
 _EXPORT_SHARE = 0.05  # of the driver's time, at most, goes into writing results.csv
 
 
@@ -342,10 +343,12 @@ class Search:
         self._began_at = self._clock()
         try:
             while not self._stop.is_set():
+                looked_at = time.monotonic()
                 if self._obey(self._patiently(self.evaluator.heartbeat), optimizer):
                     break
                 arrived = self._patiently(self.evaluator.collect)
                 self._record(arrived, optimizer)
+                self._patiently(self.evaluator.archive)
                 progress = self._progress()
                 if self._drain_until is None:
                     self._patiently(partial(self.evaluator.ensure_allocation, *progress.left))
@@ -355,7 +358,7 @@ class Search:
                     break
                 if self._drain_until is None:
                     self._fill(optimizer)
-                self._stop.wait(self._pause_s(progress))
+                self._stop.wait(self._pause_s(progress, time.monotonic() - looked_at))
         except KeyboardInterrupt:
             self.stop()
         except TakenOverError as error:
@@ -526,10 +529,11 @@ class Search:
 
     # --- the loop's parts ----------------------------------------------------------------------------------------
 
-    def _pause_s(self, progress: Progress) -> float:
-        """Return how long to wait for the next look: longer while no result can come."""
-        idle = not progress.capacity and not progress.states[TrialState.RUNNING]
-        return self._poll_s * (_IDLE_POLLS if idle else 1)
+    def _pause_s(self, progress: Progress, took_s: float) -> float:
+        """Return how long to wait for the next look after one that took so long: more while no result can come."""
+        if not progress.capacity and not progress.states[TrialState.RUNNING]:
+            return self._poll_s * _IDLE_POLLS
+        return max(_LEAST_PAUSE * self._poll_s, self._poll_s - took_s)
 
     def _record(self, arrived: list[Result], optimizer: Optimizer) -> None:
         if not arrived:

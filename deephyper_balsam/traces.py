@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deephyper_balsam import jobs
+from deephyper_balsam.archive import read_rows
 from deephyper_balsam.drivers import Life, at_the_wheel, read_lives
 from deephyper_balsam.gateway import Gateway, Row, parse_time
 from deephyper_balsam.ledger import Allocation, Run, Trace
@@ -25,7 +26,7 @@ def read_trace(gateway: Gateway, record: SearchRecord) -> Trace:
     said of it. A run that goes on began when Balsam says so, which for some launchers is late.
     """
     now = gateway.now()
-    rows = list(gateway.jobs(jobs.trial_tags(record.name)))
+    rows = read_rows(gateway, record.name)
     events = _events_of_cut_and_open_runs(gateway, record.name, rows)
     lives = [life for life in read_lives(gateway, record.name).get(record.name, []) if life.driving_since is not None]
     allocations = _allocations(gateway, record, rows, now)

@@ -176,7 +176,8 @@ def add(name: str, assignments: tuple[str, ...], as_json: bool) -> None:
     Example:
       deephyper-balsam search add digits-1 learning_rate=0.01 optimizer=adam
     """
-    from deephyper_balsam.jobs import read_config, read_outcome, read_state, trial_number, trial_tags
+    from deephyper_balsam.archive import read_rows
+    from deephyper_balsam.jobs import read_config, read_outcome, read_state, trial_number
     from deephyper_balsam.orders import ADD, give_order, read_orders
     from deephyper_balsam.problem import HpProblem
     from deephyper_balsam.trial import TrialState
@@ -185,7 +186,7 @@ def add(name: str, assignments: tuple[str, ...], as_json: bool) -> None:
     problem = HpProblem.from_dict(record.settings["problem"])
     config = problem.fill_in(_parse(problem, assignments))
     key = problem.encoder.key(config)
-    for row in gateway.jobs(trial_tags(name)):
+    for row in read_rows(gateway, name):
         state = read_state(row)
         if state is not TrialState.CANCELLED and problem.encoder.key(read_config(row)) == key:
             objective = f", objective {read_outcome(row)['objective']:.6g}" if state is TrialState.DONE else ""

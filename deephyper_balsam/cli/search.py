@@ -332,11 +332,16 @@ def status(name: str, as_json: bool) -> None:
     Example:
       deephyper-balsam search status digits-1
     """
+    from deephyper_balsam.archive import read_rows
     from deephyper_balsam.evaluators.health import read_health
-    from deephyper_balsam.results import best
+    from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.record import find_record
+    from deephyper_balsam.results import best, lines_of
 
-    gateway, record, lines = _read(name)
-    health = read_health(gateway, name)
+    gateway = Gateway()
+    record = find_record(gateway, name)
+    rows = read_rows(gateway, name)
+    lines, health = lines_of(gateway, record, rows), read_health(gateway, rows)
     states: dict[str, int] = {}
     at_sites: dict[str, dict[str, int]] = {site: {} for site in record.sites}
     failures: dict[str, int] = {}
@@ -419,7 +424,16 @@ def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_js
     Example:
       deephyper-balsam search results digits-1 -o digits-1.csv
     """
-    from deephyper_balsam.results import check_export, deephyper_table, export, legacy_table, rows_of, table
+    from deephyper_balsam.results import (
+        check_export,
+        csv_text,
+        deephyper_lines,
+        export,
+        legacy_table,
+        rows_of,
+        table,
+        write_whole,
+    )
 
     if legacy and deephyper:
         raise SettingsError("Give --legacy or --deephyper, not both: they are different tables.")
@@ -427,14 +441,25 @@ def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_js
         check_export(output)
     _, record, lines = _read(name)
     names = record.settings["problem"]["hyperparameters"]
-    frame = (legacy_table if legacy else deephyper_table if deephyper else table)(lines, names)
-    if as_json:
-        echo_json(rows_of(frame))
-    elif output is not None:
-        export(frame, output)
-        click.echo(f"{len(frame)} rows written to {output}")
+    if deephyper:
+        lines = deephyper_lines(lines)
+    is_csv = output is None or output.suffix.lower() == ".csv"
+    if is_csv and not as_json and not legacy:  # no pandas: it would be a third of the time
+        text, count = csv_text(lines, names), len(lines)
+        if output is not None:
+            write_whole(output, text)
     else:
-        click.echo(frame.to_csv(index=False), nl=False)
+        frame = (legacy_table if legacy else table)(lines, names)
+        text, count = "" if output else frame.to_csv(index=False), len(frame)
+        if as_json:
+            echo_json(rows_of(frame))
+            return
+        if output is not None:
+            export(frame, output)
+    if output is not None:
+        click.echo(f"{count} rows written to {output}")
+    else:
+        click.echo(text, nl=False)
 
 
 for _command in (watch, stop, extend, add, report, plot, compare, utilization, submit_command(run, _settings, _build)):

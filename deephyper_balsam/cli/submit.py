@@ -166,11 +166,12 @@ def _name(search: Any, settings: Settings) -> str:
 
 
 def _used(gateway: Gateway, record: Any, settings: Settings) -> str:
-    from deephyper_balsam.jobs import read_state, trial_tags
+    from deephyper_balsam.archive import read_rows
+    from deephyper_balsam.jobs import read_state
     from deephyper_balsam.orders import effective_budget, read_orders
     from deephyper_balsam.trial import TrialState
 
-    states = [read_state(row) for row in gateway.jobs(trial_tags(record.name))]
+    states = [read_state(row) for row in read_rows(gateway, record.name)]
     evaluated = sum(state in (TrialState.DONE, TrialState.FAILED) for state in states)
     max_evals, _ = effective_budget(settings, [], read_orders(gateway, record.name))
     if max_evals is not None and evaluated >= max_evals:

@@ -14,6 +14,7 @@ from typing import Any
 from deephyper_balsam import allocations, faults, jobs
 from deephyper_balsam.allocations import Allocations, Requests, Work
 from deephyper_balsam.apps import register, resolve_run
+from deephyper_balsam.archive import Archivist, read_snapshot
 from deephyper_balsam.drivers import Life, Wheel, read_lives
 from deephyper_balsam.errors import BalsamError, InputError, SearchExistsError, SettingsError
 from deephyper_balsam.evaluators import limits
@@ -140,6 +141,7 @@ class BalsamEvaluator:
         self.sites: SearchSites | None = None
         self.health: Health | None = None
         self._jobs: TrialJobs
+        self._archivist: Archivist
         self._changes: Changes
 
     @property
@@ -307,7 +309,7 @@ class BalsamEvaluator:
         self._zero = record.created_at
         self._table.clear()
         self._jobs = TrialJobs(self.gateway, name, self.sites, self._clock)
-        self._changes = Changes(self.gateway, name)
+        self._changes = Changes(self.gateway, name, own=True)
         return self._read_history(record)
 
     def _open_site(self, row: Row, search: str) -> SearchSite:
@@ -322,7 +324,9 @@ class BalsamEvaluator:
         )
 
     def _read_history(self, record: SearchRecord) -> History:
-        rows = self._jobs.without_twins(self._changes.read())
+        snapshot = read_snapshot(self.gateway, record.name)
+        self._archivist = Archivist(self.gateway, record.name, self._site_rows[0]["id"], snapshot)
+        rows = self._jobs.without_twins(snapshot.rows)
         jobs.mend(self.gateway, record.name, rows)
         self.health = Health(self.gateway, record.name, self._explain)
         self.health.restore(rows)
@@ -456,9 +460,10 @@ class BalsamEvaluator:
         self.sites.refresh()
         self._limit_starts()
         self._jobs.give_back_orphans()
-        self._jobs.move_on(self.health.cuts)
-        rows = self._jobs.without_twins(self._changes.read(everything=self._jobs.must_look_at_all()))
-        changed = [row for row in rows if self._changes.is_new(row)]
+        if self._jobs.move_on(self.health.cuts):
+            self._changes.look_far()
+        rows = self._changes.read(everything=self._jobs.must_look_at_all())
+        changed = self._jobs.without_twins([row for row in rows if self._changes.is_new(row)])
         self.health.run_again(changed)
         self.health.look_for_cuts(changed, self._clock(), self._wall_time_s)
         arrived = [row for row in changed if self._is_news(row)]
@@ -482,6 +487,10 @@ class BalsamEvaluator:
             if self._table.count(TrialState.RUNNING, site=site.name):
                 site.allocations.note_work()
         return [self._take_in(row) for row in taken.values()]
+
+    def archive(self) -> None:
+        """Copy trials that will not change any more to where they are read quickly, now and then."""
+        self._archivist.look(self._order)
 
     def _take_in(self, row: Row) -> Result:
         """Learn from a result that is written down."""

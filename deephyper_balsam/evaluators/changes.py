@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 from deephyper_balsam import jobs
+from deephyper_balsam.archive import read_rows
 from deephyper_balsam.gateway import Gateway, Row
 
 # A look goes back a little, for a commit may land late: a request that takes long has its rows changed before ours.
@@ -18,10 +19,20 @@ _LONG_LOOK_EVERY_S = 10.0
 
 
 class Changes:
-    """Reads the jobs of one search, each time those that changed lately, and knows which of them were noted before."""
+    """Reads the jobs of one search, each time those that changed lately, and knows which of them were noted before.
 
-    def __init__(self, gateway: Gateway, search: str, clock: Callable[[], float] = time.monotonic) -> None:
+    Parameters
+    ----------
+    own
+        Whoever looks has made the jobs: on their way into the queue they tell it nothing, and only a look that goes far
+        back asks for them.
+    """
+
+    def __init__(
+        self, gateway: Gateway, search: str, clock: Callable[[], float] = time.monotonic, *, own: bool = False
+    ) -> None:
         self._gateway, self._search, self._clock = gateway, search, clock
+        self._asked_for = jobs.BEGUN_STATES if own else None
         self._last: str | None = None  # the newest `last_update` that was noted, in the server's own words
         self._last_s = -math.inf
         self._noted: dict[int, tuple[str, float]] = {}  # job id -> last_update of what the next look may show again
@@ -30,14 +41,20 @@ class Changes:
 
     def read(self, everything: bool = False) -> list[Row]:
         """Return the jobs that changed since what was noted last, and a little before; or all."""
-        since = None
-        if self._last is not None and not everything:
-            overlap_s = _OVERLAP_S
+        if self._last is None or everything:
+            found: Iterable[Row] = read_rows(self._gateway, self._search)
+        else:
+            overlap_s, states = _OVERLAP_S, self._asked_for
             if self._clock() - self._long_look_at >= _LONG_LOOK_EVERY_S:
-                self._long_look_at, overlap_s = self._clock(), _LONG_OVERLAP_S
+                self._long_look_at, overlap_s, states = self._clock(), _LONG_OVERLAP_S, None
             since = (datetime.fromisoformat(self._last) - timedelta(seconds=overlap_s)).isoformat()
-        rows = {row["id"]: row for row in self._gateway.jobs(jobs.trial_tags(self._search), changed_since=since)}
+            found = self._gateway.jobs(jobs.trial_tags(self._search), changed_since=since, states=states)
+        rows = {row["id"]: row for row in found}
         return list({**self._offered, **rows}.values())
+
+    def look_far(self) -> None:
+        """Let the next look go far back, and ask for all jobs."""
+        self._long_look_at = -math.inf
 
     def offer_again(self, rows: Iterable[Row]) -> None:
         """Take these for new at the next look: nobody has dealt with what they say."""

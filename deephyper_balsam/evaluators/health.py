@@ -146,8 +146,8 @@ class Health:
         return "; ".join(said) or None
 
 
-def read_health(gateway: Gateway, search: str) -> dict[str, Any]:
-    """Return what went wrong with the runs and nodes of a search, as Balsam knows it.
+def read_health(gateway: Gateway, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what went wrong with the runs and nodes of a search, as Balsam knows it, from the jobs of its trials.
 
     Returns
     -------
@@ -156,7 +156,6 @@ def read_health(gateway: Gateway, search: str) -> dict[str, Any]:
         ``failing_nodes`` (node -> runs that it failed, all it got), ``cut`` (trial that has not ended -> how often an
         allocation cut it), ``too_long`` (trial -> seconds after which it was cut last).
     """
-    rows = list(gateway.jobs(jobs.trial_tags(search)))
     nodes, after = faults.Nodes(), Counter[str]()
     for row in rows:
         for earlier in jobs.earlier_tries(row):

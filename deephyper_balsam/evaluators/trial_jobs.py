@@ -123,19 +123,24 @@ class TrialJobs:
         """Say that those trials were withdrawn."""
         self._leaving.clear()
 
-    def move_on(self, cuts: Callable[[int], int]) -> None:
+    def move_on(self, cuts: Callable[[int], int]) -> bool:
         """Take trials that wait where nothing runs to sites that have room, one step of it at each look.
 
         Parameters
         ----------
         cuts
             How often the end of an allocation has cut the run of a job.
+
+        Returns
+        -------
+        bool
+            Whether jobs that wait were changed or made.
         """
         if self._leaving:
             self._settle(cuts)
-            return
+            return True
         if not self._may_leave:
-            return
+            return False
         self._to_leave, room = 0, self._sites.room_where_runs
         for site in self._sites.idle():
             waiting = jobs.waiting_at(self._gateway, self._search, site.app_ids, abandoned=site.gone)
@@ -147,6 +152,7 @@ class TrialJobs:
                 self._may_leave = False  # until a look has shown which of them have left
                 jobs.leave_site(self._gateway, self._search, leaving, site.name, self._clock())
                 logger.info("Nothing runs at %s: %d waiting trials go to another site", site.name, len(leaving))
+        return not self._may_leave
 
     def _fits_elsewhere(self, row: Row, here: SearchSite) -> bool:
         needs = Resources(num_nodes=row["num_nodes"])

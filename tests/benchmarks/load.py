@@ -32,6 +32,7 @@ from deephyper_balsam.gateway import Gateway
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.search import Progress, Search
 from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.sites.processes import tail
 from deephyper_balsam.targets import load_object
 
 NAME = "load"
@@ -241,8 +242,10 @@ def measure(given: argparse.Namespace, folder: Path) -> str:
             watch.look(progress)
 
         search.search(timeout=3600 * 24, on_progress=look)
-        launched = json.loads(virtual.communicate(timeout=120)[0])
-        return report(launched, watch)
+        said = virtual.communicate(timeout=120)[0]
+        if virtual.returncode:
+            raise SystemExit(f"The virtual launcher failed, and the server said:\n{tail(stack.logs / 'api.log', 60)}")
+        return report(json.loads(said), watch)
     finally:
         if virtual is not None and virtual.poll() is None:
             virtual.kill()

@@ -287,6 +287,9 @@ class BalsamApi:
         for text in query.get("last_update_after", []):
             after = _moment(text)
             rows = [row for row in rows if row["last_update"] >= after]
+        for text in query.get("last_update_before", []):
+            before = _moment(text)
+            rows = [row for row in rows if row["last_update"] <= before]
         rows.sort(key=lambda row: int(row["id"]))
         for ordering in query.get("ordering", []):
             name = str(schemas.JobOrdering(ordering).value)

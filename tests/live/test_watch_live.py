@@ -107,6 +107,7 @@ def test_a_search_is_watched_on_two_terminals_from_its_middle_to_its_end(
 
         watch.resize(120, 40)
         wait_for(shows(watch, *held), "the screen in its new size")
+        wait_for(lambda: max(map(len, watch.rows)) > 100, "the wider picture")
         keep("watch-120x40", watch.text)
         watch.resize(80, 24)
         wait_for(shows(watch, *held), "the screen in its old size")

@@ -96,7 +96,10 @@ def test_jobs_are_selected_by_all_tags_states_ids_and_time_of_change(
     api.change_job(ids[2], state="RUNNING")
     changed = next(gateway.jobs({"search": "s"}, states=["RUNNING"]))["last_update"]
     assert [row["id"] for row in gateway.jobs({"search": "s"}, changed_since=changed)] == [ids[2]]
-    assert [row["id"] for row in gateway.jobs({"search": "s"}, order_by="-id")] == ids[2::-1]
+    before = api.jobs[ids[1]]["last_update"].isoformat()
+    assert [row["id"] for row in gateway.jobs({"search": "s"}, changed_until=before)] == ids[:2]
+    assert gateway.count_jobs({"search": "s"}) == 3
+    assert gateway.count_jobs({"search": "s"}, ["RUNNING"], changed) == 1
 
 
 def test_data_is_replaced_whole_and_writing_none_asks_nothing(gateway: Gateway, app_id: int, api: BalsamApi) -> None:

@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 from balsam_api import BalsamApi, VirtualSite
 
 from deephyper_balsam import jobs
+from deephyper_balsam.archive import read_rows
 from deephyper_balsam.cli.search import _health_said
 from deephyper_balsam.evaluators.health import read_health
 from deephyper_balsam.gateway import Gateway
@@ -38,7 +39,7 @@ def tried(api: BalsamApi, job_id: int, *hosts: str) -> None:
 
 def test_a_healthy_search_has_nothing_to_say(gateway: Gateway, site: VirtualSite, running: list[int]) -> None:
     site.finish(running[0], 1.0)
-    health = read_health(gateway, "s")
+    health = read_health(gateway, read_rows(gateway, "s"))
     assert health == {"retried": 0, "retried_after": {}, "failing_nodes": {}, "cut": {}, "too_long": {}}
     assert _health_said(health) == []
 
@@ -49,7 +50,7 @@ def test_second_tries_and_nodes_that_fail_all_are_said(
     for job_id in running[:3]:
         tried(api, job_id, "nid7")
     site.finish(running[0], 1.0, host="nid8")
-    health = read_health(gateway, "s")
+    health = read_health(gateway, read_rows(gateway, "s"))
     assert (health["retried"], health["failing_nodes"]) == (3, {"nid7": 3})
     assert _health_said(health) == [
         "  run once more 3x after: killed by SIGBUS",
@@ -71,7 +72,7 @@ def test_cuts_count_once_each_and_runs_longer_than_the_allocations_are_named(
         api.change_job(long, state="RESTART_READY")
         api.change_job(long, state="RUNNING")
     site.time_out(short)
-    health = read_health(gateway, "s")
+    health = read_health(gateway, read_rows(gateway, "s"))
     assert health["cut"] == {4: 3, 5: 1}
     assert list(health["too_long"]) == [4]
     said = _health_said(health)

@@ -22,7 +22,7 @@ FLOORS = (
     {"columns", "gateway", "supervise"},
     {"space", "shorthands", "jobs", "worker", "watch"},
     {"problem", "notes", "allocations"},
-    {"record", "drivers", "picture"},
+    {"record", "drivers", "picture", "archive"},
     {"orders", "ledger"},
     {"apps", "results", "traces", "optimizers", "sites", "rehearsal", "warm_start"},
     {"evaluators"},

@@ -107,7 +107,7 @@ def test_the_legacy_table_has_bare_names_and_only_trials_that_are_done_in_the_or
 def test_deephypers_table_has_what_ended_as_it_was_gathered_with_failures_named() -> None:
     lines = [{**one, "m:timestamp_gather": one["m:timestamp_end"]} for one in LINES]
     waits = {"job_id": 3, "objective": None, "job_status": "READY", "m:timestamp_gather": None}
-    frame = results.deephyper_table([*lines, waits, {**line(4, 0.1), "m:timestamp_gather": None}])
+    frame = results.table(results.deephyper_lines([*lines, waits, {**line(4, 0.1), "m:timestamp_gather": None}]))
     assert frame["job_id"].tolist() == [1, 2, 0, 4]
     assert frame["objective"].tolist() == ["F_diverged", 0.7, 0.5, 0.1]
 

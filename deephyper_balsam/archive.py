@@ -1,0 +1,165 @@
+"""The finished trials of a long search, copied into a few notes, so that reading all of them takes seconds.
+
+Balsam hands out jobs one by one, with all their columns: a hundred thousand take ten seconds and more. The driver
+copies those that will not change any more, some thousand a note (`deephyper_balsam.notes`, kind ``archive``):
+
+- ``rows``: the jobs as JSON, compressed, in base64, without the columns that nobody needs of a finished trial;
+- ``until``: every finished trial that was changed last before this moment, by the server's clock, is in this note or an
+  earlier one.
+
+The jobs stay what counts. Whoever reads asks for those that changed since, and for how many finished before: when the
+archive holds another number, or cannot be read, it is left aside and all jobs are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+import zlib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from deephyper_balsam.gateway import Gateway, Row, iso
+from deephyper_balsam.jobs import FINAL_STATES, NOT_FINAL_STATES, trial_tags
+from deephyper_balsam.notes import write_note
+
+logger = logging.getLogger(__name__)
+
+KIND = "archive"
+_ROWS_A_NOTE = 2000
+_EVERY_ROWS = 1000
+_INSTANT = timedelta(microseconds=1)
+_SETTLED_S = 60.0  # a commit may land so much later than the time that it carries
+_LEFT_OUT = ("serialized_return_value", "serialized_exception", "launch_params", "parent_ids", "return_code")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All jobs of a search's trials at one moment.
+
+    Attributes
+    ----------
+    rows
+        In the order of their ids.
+    until
+        Finished trials that were changed last before this moment came from the archive; None: there is none.
+    sound
+        Whether the archive, if there is one, holds what Balsam does.
+    """
+
+    rows: list[Row]
+    until: str | None = None
+    sound: bool = True
+
+
+def read_rows(gateway: Gateway, search: str) -> list[Row]:
+    """Return all jobs of a search's trials, in the order of their ids."""
+    return read_snapshot(gateway, search).rows
+
+
+def read_snapshot(gateway: Gateway, search: str) -> Snapshot:
+    """Read all jobs of a search's trials, those that finished long ago from the archive."""
+    tags = trial_tags(search)
+    try:
+        rows, until = _read_notes(gateway, search)
+    except (KeyError, ValueError, zlib.error) as error:
+        logger.warning("The archive of %s cannot be read (%s): all jobs are", search, error)
+        return Snapshot(list(gateway.jobs(tags)), sound=False)
+    if until is None:
+        return Snapshot(list(gateway.jobs(tags)))
+    for found in (gateway.jobs(tags, states=NOT_FINAL_STATES), gateway.jobs(tags, changed_since=until)):
+        rows.update((row["id"], row) for row in found)
+    limit = datetime.fromisoformat(until)
+    finished = sum(row["state"] in FINAL_STATES and _moment(row) <= limit for row in rows.values())
+    if finished != gateway.count_jobs(tags, states=FINAL_STATES, changed_until=until):
+        logger.warning("The archive of %s does not hold what Balsam does: all jobs are read", search)
+        return Snapshot(list(gateway.jobs(tags)), sound=False)
+    return Snapshot([rows[job_id] for job_id in sorted(rows)], until)
+
+
+def _read_notes(gateway: Gateway, search: str) -> tuple[dict[int, Row], str | None]:
+    """Return the archived jobs by id, and until when they are complete; None: there is no archive."""
+    import orjson
+
+    rows: dict[int, Row] = {}
+    until = None
+    for note in gateway.jobs({"kind": KIND, KIND: search}):
+        found = orjson.loads(zlib.decompress(base64.b64decode(note["data"]["rows"])))
+        rows.update((row["id"], row) for row in found)
+        until = max(until or "", note["data"]["until"])
+    return rows, until
+
+
+class Archivist:
+    """Writes the archive of one search while it is driven: a note at a time, when there is enough for one.
+
+    Parameters
+    ----------
+    site_id
+        Where the notes are kept.
+    snapshot
+        The search as it is taken up.
+    """
+
+    def __init__(self, gateway: Gateway, search: str, site_id: int, snapshot: Snapshot) -> None:
+        self._gateway, self._search, self._site_id = gateway, search, site_id
+        self._until = snapshot.until
+        self._notes: deque[tuple[list[Row], str]] = deque()  # what is to be written: jobs, and until when it is all
+        self._due_at: float = _EVERY_ROWS
+        if not snapshot.sound:
+            self._due_at = math.inf
+        else:
+            since = None if self._until is None else datetime.fromisoformat(self._until)
+            finished = (row for row in snapshot.rows if row["state"] in FINAL_STATES)
+            self._plan([row for row in finished if since is None or _moment(row) >= since])
+
+    def look(self, gathered: int) -> None:
+        """Write a note, if there is something for one; the search has taken in so many results by now."""
+        if not self._notes and gathered >= self._due_at:
+            tags, settled = trial_tags(self._search), self._settled()
+            found = self._gateway.jobs(tags, states=FINAL_STATES, changed_since=self._until, changed_until=settled)
+            self._plan(list(found))
+            self._due_at = gathered + _EVERY_ROWS
+        if self._notes:
+            rows, until = self._notes[0]
+            write_note(
+                self._gateway, self._site_id, self._search, KIND, {"rows": _packed(rows), "until": until}, tag=KIND
+            )
+            self._until = until
+            self._notes.popleft()
+
+    def _settled(self) -> str:
+        return iso(self._gateway.now() - _SETTLED_S)
+
+    def _plan(self, finished: list[Row]) -> None:
+        """Share what will not change any more among notes, the oldest first."""
+        until = datetime.fromisoformat(self._settled())
+        open_at = min((_moment(row) for row in finished if not _is_over(row)), default=None)
+        if open_at is not None:  # it is final to Balsam, and not yet to us
+            until = min(until, open_at - _INSTANT)
+        rows = sorted((row for row in finished if _moment(row) <= until), key=_moment)
+        if len(rows) < _EVERY_ROWS:
+            return
+        for start in range(0, len(rows), _ROWS_A_NOTE):
+            part, rest = rows[start : start + _ROWS_A_NOTE], rows[start + _ROWS_A_NOTE :]
+            all_until = min(_moment(part[-1]), _moment(rest[0]) - _INSTANT) if rest else until
+            self._notes.append((part, all_until.isoformat()))
+
+
+def _is_over(row: Row) -> bool:
+    return "gathered" in row["data"] or "cancelled" in row["data"]
+
+
+def _moment(row: Row) -> datetime:
+    return datetime.fromisoformat(row["last_update"])
+
+
+def _packed(rows: Iterable[Row]) -> str:
+    import orjson
+
+    kept: list[dict[str, Any]] = [{key: value for key, value in row.items() if key not in _LEFT_OUT} for row in rows]
+    return base64.b64encode(zlib.compress(orjson.dumps(kept))).decode()
