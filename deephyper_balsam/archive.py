@@ -117,6 +117,11 @@ class Archivist:
             finished = (row for row in snapshot.rows if row["state"] in FINAL_STATES)
             self._plan([row for row in finished if since is None or _moment(row) >= since])
 
+    @property
+    def busy(self) -> bool:
+        """Whether notes are to be written."""
+        return bool(self._notes)
+
     def look(self, gathered: int) -> None:
         """Write a note, if there is something for one; the search has taken in so many results by now."""
         if not self._notes and gathered >= self._due_at:

@@ -492,6 +492,11 @@ class BalsamEvaluator:
         """Copy trials that will not change any more to where they are read quickly, now and then."""
         self._archivist.look(self._order)
 
+    @property
+    def archiving(self) -> bool:
+        """Whether there is something to copy now."""
+        return self._archivist.busy
+
     def _take_in(self, row: Row) -> Result:
         """Learn from a result that is written down."""
         assert self.sites is not None

@@ -28,7 +28,7 @@ FORK_VARIABLE = "DEEPHYPER_BALSAM_FORK"
 
 _RUNNER = ["-m", "balsam.site.launcher.python_runner"]
 _PRELOADED = ["deephyper_balsam.sites.preloaded"]
-_READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_")
+_READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_", "LANG", "LC_", "TZ")
 """Variables with these beginnings count when a process starts, and never again."""
 
 
@@ -131,6 +131,20 @@ def _fork(
     return process
 
 
+def _as_if_loaded_now(environment: Mapping[str, str]) -> None:
+    """Let libraries that were loaded before the fork draw other numbers in each run, and take its number of threads."""
+    numpy, torch = (sys.modules.get(name) for name in ("numpy", "torch"))
+    threads = environment.get("OMP_NUM_THREADS", "")
+    if numpy is not None:
+        numpy.random.seed()
+        if threads.isdigit():
+            import threadpoolctl
+
+            threadpoolctl.threadpool_limits(int(threads))
+    if torch is not None and threads.isdigit():
+        torch.set_num_threads(int(threads))
+
+
 def _run(words: list[str], cwd: str, environment: dict[str, str], output: str, cpus: Set[int] | None) -> None:
     """Be the run: what a new Python would have found is put in place, then Balsam's runner is called."""
     from balsam.site.launcher import python_runner
@@ -150,4 +164,5 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], output: str, c
     launcher = str(Path(__file__).parent)  # the folder of the script that the launcher is
     sys.path[:] = [cwd, *(path for path in sys.path if path != launcher)]
     sys.argv[:] = [str(python_runner.__file__), *words]
+    _as_if_loaded_now(environment)
     python_runner.main(int(words[0]), int(words[1]), words[2:])

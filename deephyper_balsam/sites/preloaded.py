@@ -17,8 +17,10 @@ PRELOAD_VARIABLE = "DEEPHYPER_BALSAM_PRELOAD"
 # A scheduler signals every process of an allocation; this one must outlive the runs to say how they ended
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-import_module("deephyper_balsam.worker")
-import_module("balsam.site.launcher.python_runner")
+for needed in ("balsam.site.launcher.python_runner", "deephyper_balsam.worker"):
+    import_module(needed)
+for ours in ("forking", "ending"):  # what a fork runs, and what the script of a launcher imports
+    import_module(f"deephyper_balsam.sites.{ours}")
 with contextlib.suppress(Exception):  # the classes that settings.yml names; the run itself says what is wrong with it
     import_module("balsam.config").SiteConfig()
 for name in filter(None, os.environ.get(PRELOAD_VARIABLE, "").split(",")):

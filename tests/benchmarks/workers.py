@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from deephyper_balsam.apps import _serialize
-from deephyper_balsam.gateway import Gateway, unpack
+from deephyper_balsam.gateway import Gateway, pack, unpack
 from deephyper_balsam.sites.local import LocalStack
 
 PROBLEM = """
@@ -91,7 +91,8 @@ def stock(stack: LocalStack, given: argparse.Namespace, waiting: int) -> Runs:
         nonlocal made
         numbers = range(made, made + count)
         made += count
-        common = {"app_id": app_id, "node_packing_count": given.workers, "parameters": {}, "tags": {"stock": name}}
+        common: dict[str, Any] = {"app_id": app_id, "node_packing_count": given.workers, "tags": {"stock": name}}
+        common["serialized_parameters"] = pack({})
         gateway.create_jobs([{**common, "workdir": f"{name}/{number}"} for number in numbers])
 
     create(given.workers + waiting)

@@ -37,7 +37,7 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         "runner.__dict__)\nsys.modules[runner.__name__] = runner\n"
         "sys.modules['balsam.site.launcher'].python_runner = runner\n"
     )
-    os.environ["DEEPHYPER_BALSAM_PRELOAD"] = "told, no_such_module"
+    os.environ["DEEPHYPER_BALSAM_PRELOAD"] = "told, no_such_module, numpy"
     os.environ["PYTHONPATH"] = str(folder)
     yield
     del os.environ["DEEPHYPER_BALSAM_PRELOAD"], os.environ["PYTHONPATH"]
@@ -73,6 +73,21 @@ print("to stderr", file=sys.stderr)
     assert second == "to stderr"
     assert not any(str(Path(forking.__file__).parent) == path for path in sys.path)
     assert "MINE" not in os.environ
+
+
+def test_runs_draw_other_numbers_and_keep_to_their_threads_though_numpy_was_loaded_before(tmp_path: Path) -> None:
+    code = """
+import random, numpy, threadpoolctl
+print(random.random(), numpy.random.random(), {pool["num_threads"] for pool in threadpoolctl.threadpool_info()})
+"""
+    said = set()
+    for _ in range(2):
+        run = started(tmp_path, code, threads_per_rank=1)
+        assert run.wait(timeout=60) == 0
+        said.add((tmp_path / "job.out").read_text().strip())
+    assert len(said) == 2
+    assert len({one.split()[0] for one in said}) == len({one.split()[1] for one in said}) == 2
+    assert all(one.endswith(" {1}") for one in said)
 
 
 def test_a_forked_run_is_pinned_and_the_launcher_keeps_all_cpus(tmp_path: Path) -> None:
