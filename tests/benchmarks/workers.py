@@ -24,6 +24,7 @@ import psutil
 from deephyper_balsam.apps import _serialize
 from deephyper_balsam.gateway import Gateway, pack, unpack
 from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.sites.processes import tail
 
 PROBLEM = """
 from deephyper_balsam import HpProblem
@@ -125,7 +126,9 @@ def ours(stack: LocalStack, given: argparse.Namespace, folder: Path, fork: bool)
     command += ["--evals-per-node", str(given.workers), "--timeout", str(60 * given.minutes + 30), "--seed", "1"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("BALSAM_")}
     with (folder / f"{name}.log").open("w") as log:
-        subprocess.run(command, cwd=folder, env={**environment, **stack.env}, stdout=log, stderr=log, check=True)
+        code = subprocess.run(command, cwd=folder, env={**environment, **stack.env}, stdout=log, stderr=log).returncode
+    if code:
+        raise SystemExit(f"The search ended with {code}. {tail(folder / f'{name}.log', 40)}")
     ledger = [sys.executable, "-m", "deephyper_balsam", "search", "utilization", name]
     subprocess.run(ledger, env={**environment, **stack.env}, check=True)
     with (folder / name / "results.csv").open() as file:
