@@ -108,7 +108,7 @@ class Archivist:
     def __init__(self, gateway: Gateway, search: str, site_id: int, snapshot: Snapshot) -> None:
         self._gateway, self._search, self._site_id = gateway, search, site_id
         self._until = snapshot.until
-        self._notes: deque[tuple[list[Row], str]] = deque()  # what is to be written: jobs, and until when it is all
+        self._notes: deque[tuple[str, str]] = deque()  # what is to be written: jobs, packed, and until when it is all
         self._due_at: float = _EVERY_ROWS
         if not snapshot.sound:
             self._due_at = math.inf
@@ -130,10 +130,9 @@ class Archivist:
             self._plan(list(found))
             self._due_at = gathered + _EVERY_ROWS
         if self._notes:
-            rows, until = self._notes[0]
-            write_note(
-                self._gateway, self._site_id, self._search, KIND, {"rows": _packed(rows), "until": until}, tag=KIND
-            )
+            packed, until = self._notes[0]
+            data = {"rows": packed, "until": until}
+            write_note(self._gateway, self._site_id, self._search, KIND, data, tag=KIND)
             self._until = until
             self._notes.popleft()
 
@@ -152,7 +151,7 @@ class Archivist:
         for start in range(0, len(rows), _ROWS_A_NOTE):
             part, rest = rows[start : start + _ROWS_A_NOTE], rows[start + _ROWS_A_NOTE :]
             all_until = min(_moment(part[-1]), _moment(rest[0]) - _INSTANT) if rest else until
-            self._notes.append((part, all_until.isoformat()))
+            self._notes.append((_packed(part), all_until.isoformat()))
 
 
 def _is_over(row: Row) -> bool:

@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 _LONGEST_RETRY_S = 30.0
 _IDLE_POLLS = 4  # while nothing runs
+_ASKED_A_LOOP = 500  # thousands at once: the first nodes begin while the rest is asked
 _LEAST_PAUSE = 0.2  # of a poll: what a loop that takes long leaves to the server
 _EXPORT_SHARE = 0.05  # of the driver's time, at most, goes into writing results.csv
 
@@ -418,6 +419,8 @@ class Search:
         if not (self.folder / "search.yaml").exists():
             asked_for = {**self._asked_for, "seed": seed}  # the one that was drawn, if none was given
             results.write_whole(self.folder / "search.yaml", yaml.safe_dump(asked_for, sort_keys=False))
+        if history.trials:
+            self._export(now=True)  # of a long search it takes a second, which no node waits for yet
         return optimizer
 
     def _take_up(self, orders: list[Order], optimizer: Optimizer) -> None:
@@ -579,7 +582,7 @@ class Search:
             ever = under_way + counts[TrialState.DONE] + counts[TrialState.FAILED]
             wanted = min(wanted, self._budget.max_evals - ever)
         if wanted > 0:
-            trials = optimizer.ask(wanted)
+            trials = optimizer.ask(min(wanted, _ASKED_A_LOOP))
             self._patiently(lambda: self.evaluator.submit(trials))
             for trial in trials if self._wishes else ():
                 order = self._wishes.pop(self.problem.encoder.key(trial.config), None)

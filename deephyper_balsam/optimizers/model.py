@@ -36,6 +36,8 @@ IntArray = NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 _OUTSIDE = 1e6
+MOST_LIES = 1024
+"""More running trials one model is not told of: each costs more than the one before, and the next model is near."""
 _ROUGH = 0.03
 """Noise variance of the warped losses above which ``"auto"`` gives every other model to a forest.
 
@@ -270,18 +272,22 @@ class Model:
         self._keys = keys
         self._at = {key: index for index, key in reversed(list(enumerate(keys)))}
         self._gone = np.zeros(len(rows), dtype=bool)
+        self._told_lies = 0
         self._best, self._worst = float(z.min()), float(z.max())
         self._lies = {"cl_min": self._best, "cl_mean": float(z.mean()), "cl_max": self._worst, "believer": None}
 
     def pend(self, indices: Sequence[int], liar_strategy: str) -> None:
-        """Take candidates as running: they are not chosen again, and are lied about."""
+        """Take candidates as running: they are not chosen again, and are lied about, the first of them."""
         self._gone[indices] = True
         if liar_strategy != "none":
-            self.pool.lie(indices, self._lies[liar_strategy])
+            lied = list(indices)[: MOST_LIES - self._told_lies]
+            self._told_lies += len(lied)
+            self.pool.lie(lied, self._lies[liar_strategy])
 
     def pend_rows(self, rows: FloatArray, keys: list[bytes], liar_strategy: str) -> None:
         """Take these trials as running, whether they are among the candidates or not, in this order."""
-        fresh = [i for i, key in enumerate(keys) if key not in self._at]
+        room = MOST_LIES - self._told_lies
+        fresh = [i for i, key in enumerate(keys[:room]) if key not in self._at]
         if fresh and liar_strategy != "none":
             old = len(self._gone)
             self.pool.extend(rows[fresh])

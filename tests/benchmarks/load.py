@@ -36,6 +36,7 @@ from deephyper_balsam.sites.processes import tail
 from deephyper_balsam.targets import load_object
 
 NAME = "load"
+_SETTLES_S = 62.0  # what changed within a minute is read once more by each who looks
 
 
 class CountingGateway(Gateway):
@@ -170,6 +171,7 @@ def prepare(search: Search, gateway: Gateway, count: int, mean_s: float) -> None
             )
         ids = gateway.create_jobs(rows)
         gateway._call("PATCH", "jobs/", body=[{"id": one, "state": "JOB_FINISHED", "state_data": {}} for one in ids])
+    time.sleep(_SETTLES_S)
 
 
 def quantiles(values: list[float], *shares: float) -> list[float]:
