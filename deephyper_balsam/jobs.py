@@ -255,6 +255,7 @@ def read_result(number: int, outcome: Mapping[str, Any]) -> Result:
 def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     """Return the line of `results.csv` for a trial's job; times are seconds since `zero`."""
     data, state = row["data"], read_state(row)
+    asked, gathered = data.get("asked", {}), data.get("gathered", {})
     ended = state in (TrialState.DONE, TrialState.FAILED)
     outcome = read_outcome(row) if ended else {}
 
@@ -265,10 +266,10 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
     line["objective"] = outcome.get("objective")
     line["job_id"] = trial_number(row)
     line["job_status"] = state.value
-    line["m:timestamp_submit"] = since(data.get("asked", {}).get("at"))
+    line["m:timestamp_submit"] = since(asked.get("at"))
     line["m:timestamp_start"] = since(outcome.get("start"))
     line["m:timestamp_end"] = since(outcome.get("end"))
-    line["m:timestamp_gather"] = since(data.get("gathered", {}).get("at"))
+    line["m:timestamp_gather"] = since(gathered.get("at"))
     line["m:balsam_job_id"] = row["id"]
     line["m:site"] = site
     line["m:failure"] = outcome.get("failure") or (NEVER_STARTED if state is TrialState.CANCELLED else None)
@@ -276,8 +277,8 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
         line["m:retried_after"] = "; ".join(_said_of(earlier) for earlier in earlier_tries(row))
     if data.get("moved_from"):
         line["m:moved_from"] = "; ".join(data["moved_from"])
-    if data.get("gathered", {}).get("cuts"):
-        line["m:cut_by_allocations"] = data["gathered"]["cuts"]
+    if gathered.get("cuts"):
+        line["m:cut_by_allocations"] = gathered["cuts"]
     for name, value in (outcome.get("metadata") or {}).items():
         column = f"m:{name}" if f"m:{name}" not in line else f"m:metadata:{name}"  # ours stay what they are
         line[column] = json.dumps(value) if isinstance(value, (dict, list)) else value

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deephyper_balsam.archive import read_rows
+from deephyper_balsam.archive import many_made, read_rows
 from deephyper_balsam.errors import InputError
 from deephyper_balsam.gateway import Gateway, Row
 from deephyper_balsam.jobs import table_row, trial_number
@@ -54,8 +54,9 @@ def lines_of(gateway: Gateway, record: SearchRecord, rows: Iterable[Row]) -> lis
     """Return the lines of a search's table for the jobs of its trials; ordered by trial number."""
     apps = {app["id"]: app["site_id"] for app in gateway.apps()}
     sites = {site["id"]: site["name"] for site in gateway.sites()}
-    lines = (table_row(row, record.created_at, sites.get(apps.get(row["app_id"]), "")) for row in rows)
-    return sorted(lines, key=lambda line: int(line["job_id"]))
+    with many_made():
+        lines = (table_row(row, record.created_at, sites.get(apps.get(row["app_id"]), "")) for row in rows)
+        return sorted(lines, key=lambda line: int(line["job_id"]))
 
 
 def columns(lines: Iterable[Mapping[str, Any]], hyperparameters: Iterable[str] = ()) -> list[str]:
@@ -141,7 +142,11 @@ def csv_text(lines: Iterable[Line], hyperparameters: Iterable[str] = ()) -> str:
     """Return the table as CSV, as `results.csv` has it."""
     lines = list(lines)
     names = columns(lines, hyperparameters)
-    return _csv_line(names) + "".join(_csv_line(line.get(name) for name in names) for line in lines)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([line.get(name) for name in names] for line in lines)
+    return text.getvalue()
 
 
 def _csv_line(values: Iterable[Any]) -> str:

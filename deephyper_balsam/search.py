@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 _LONGEST_RETRY_S = 30.0
 _IDLE_POLLS = 4  # while nothing runs
-_ASKED_A_LOOP = 500  # thousands at once: the first nodes begin while the rest is asked
+_ASKED_A_LOOP = 300  # thousands at once: the first nodes begin while the rest is asked
 _LEAST_PAUSE = 0.2  # of a poll: what a loop that takes long leaves to the server
 _EXPORT_SHARE = 0.05  # of the driver's time, at most, goes into writing results.csv
 

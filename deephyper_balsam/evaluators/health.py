@@ -158,12 +158,14 @@ def read_health(gateway: Gateway, rows: Sequence[Row]) -> dict[str, Any]:
     """
     nodes, after = faults.Nodes(), Counter[str]()
     for row in rows:
-        for earlier in jobs.earlier_tries(row):
+        data = row["data"]
+        for earlier in data.get("tries", ()):
             nodes.add(earlier.get("host"), faults.Fault.MACHINE)
             after[str(earlier.get("failure"))] += 1
-        if "result" in row["data"] and not jobs.runs_again(row):
-            nodes.add(row["data"]["result"].get("host"), faults.of_outcome(row["data"]["result"]))
-    numbers = {row["id"]: jobs.trial_number(row) for row in rows if not jobs.read_state(row).is_final}
+        if "result" in data and ("gathered" in data or not jobs.runs_again(row)):
+            nodes.add(data["result"].get("host"), faults.of_outcome(data["result"]))
+    open_rows = (row for row in rows if "gathered" not in row["data"])
+    numbers = {row["id"]: jobs.trial_number(row) for row in open_rows if not jobs.read_state(row).is_final}
     cuts = Counter(event["job_id"] for event in read_cuts(gateway, list(numbers)))
     often = [job_id for job_id, count in cuts.items() if count >= faults.MAX_CUTS_IN_A_ROW]
     return {

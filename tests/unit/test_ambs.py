@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.optimizers import make_optimizer
+from deephyper_balsam.optimizers import make_optimizer, model
 from deephyper_balsam.optimizers.ambs import AMBS, LIAR_STRATEGIES
 from deephyper_balsam.optimizers.model import Feasibility, Losses
 from deephyper_balsam.optimizers.surrogates import Features
+from deephyper_balsam.optimizers.surrogates.gaussian_process import GPPool
 from deephyper_balsam.problem import HpProblem
 from deephyper_balsam.trial import Result, Trial
 
@@ -244,6 +245,26 @@ def test_a_thousand_asked_at_once_are_distinct_and_known_to_the_model() -> None:
     assert not {repr(t.config) for t in optimizer.ask(8)} & {repr(t.config) for t in many}
 
 
+def test_one_model_is_told_of_so_many_running_trials_and_suggests_others_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model, "MOST_LIES", 16)
+    told: list[int] = []
+    lie = GPPool.lie
+
+    def counted(pool: GPPool, indices: Any, value: float | None) -> None:
+        told.append(len(indices))
+        lie(pool, indices, value)
+
+    monkeypatch.setattr(GPPool, "lie", counted)
+    optimizer = AMBS(plane(), seed=3, num_workers=64, num_initial=8, surrogate="GP")
+    optimizer.tell([Result(t.number, quality(t)) for t in optimizer.ask(8)])
+    many = optimizer.ask(100)
+    assert sum(told) == 16
+    assert len({repr(t.config) for t in many}) == 100
+    assert {t.origin.kind for t in many} == {"model"}
+
+
 def test_a_small_space_is_used_up_without_repetition() -> None:
     problem = HpProblem("small")
     problem.add_hyperparameter((1, 4), "a")
@@ -299,7 +320,11 @@ def test_another_process_gives_the_same_suggestions() -> None:
 
 @pytest.mark.parametrize("surrogate", ["RF", "ET", "GBRT", "GP"])
 @pytest.mark.parametrize("acq_func", ["LCB", "gp_hedge"])
-def test_a_search_rebuilt_from_its_history_goes_on_as_the_uninterrupted_one(surrogate: str, acq_func: str) -> None:
+@pytest.mark.parametrize("most_lies", [model.MOST_LIES, 3])
+def test_a_search_rebuilt_from_its_history_goes_on_as_the_uninterrupted_one(
+    surrogate: str, acq_func: str, most_lies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "MOST_LIES", most_lies)
     options: dict[str, Any] = {
         "seed": 7,
         "num_workers": 4,
