@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Any
@@ -9,13 +10,23 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from deephyper_balsam.cli.screen import Screen, duration, one_line
+from deephyper_balsam.cli.screen import Screen, one_line
 from deephyper_balsam.picture import Allocation, Picture, Tally, about
 from deephyper_balsam.search import Progress
 
-__all__ = ["LiveView", "ProgressView", "duration"]
+__all__ = ["LiveView", "ProgressView", "live_console"]
 
 _PLAIN_EVERY_S = 10.0
+
+
+def live_console(*, stderr: bool = False) -> Console:
+    """Return a console that is as large as its terminal, also when that changes.
+
+    Rich takes $COLUMNS and $LINES for the size, whatever the terminal says; programs that read lines leave them to
+    those that they start.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return Console(stderr=stderr, _environ=environment)
 
 
 class LiveView:
@@ -78,7 +89,7 @@ class ProgressView(LiveView):
     """Shows a search while this process drives it; call it with each `Progress`."""
 
     def __init__(self, search: Any, console: Console | None = None) -> None:
-        super().__init__(console or Console(stderr=True))
+        super().__init__(console or live_console(stderr=True))
         self._search = search
         self._tally = Tally()
         search.evaluator.on_change = self._tally.take

@@ -86,7 +86,7 @@ def _interruptions(gateway: Gateway, name: str) -> list[dict[str, Any]]:
 
 def echo_standing(name: str, found: dict[str, Any], evaluated: int) -> None:
     """Say what `standing` found."""
-    from deephyper_balsam.cli.progress import duration
+    from deephyper_balsam.cli.screen import duration
 
     driver, lives = found["driver"], found["lives"]
     budget = [f"{found['max_evals']} evaluations"] if found["max_evals"] is not None else []

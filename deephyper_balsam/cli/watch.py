@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from deephyper_balsam.cli.common import Finite
 from deephyper_balsam.errors import NotLoggedInError, UnreachableError
@@ -44,7 +43,7 @@ def watch(name: str, every_s: float, follow: bool) -> None:
     Example:
       deephyper-balsam search watch digits-1
     """
-    from deephyper_balsam.cli.progress import LiveView
+    from deephyper_balsam.cli.progress import LiveView, live_console
     from deephyper_balsam.cli.screen import one_line
     from deephyper_balsam.following import Follower
     from deephyper_balsam.gateway import Gateway
@@ -56,7 +55,7 @@ def watch(name: str, every_s: float, follow: bool) -> None:
     logging.getLogger("deephyper_balsam").addHandler(logging.NullHandler())  # the screen says it
     gateway = Gateway()
     follower = Follower(gateway, find_record(gateway, name))
-    console = Console()
+    console = live_console()
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with LiveView(console) as view:

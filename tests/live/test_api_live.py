@@ -90,9 +90,9 @@ def both(stack: LocalStack) -> Iterator[Both]:
 
 @pytest.fixture
 def job_ids(stack: LocalStack) -> list[int]:
-    """Three jobs that nobody runs: they carry a tag that no launcher asks for, and have ended."""
+    """Three jobs that nobody runs: they are at a site of their own, which has no agent."""
     gateway = Gateway(stack.client_path)
-    site_id = int(gateway.site("local")["id"])
+    site_id = gateway.create_site(f"asked-{time.time_ns()}", f"/asked/{time.time_ns()}")
     app = {"site_id": site_id, "name": f"asked_{time.time_ns()}", "serialized_class": "", "source_code": ""}
     app_id = gateway.create_app({**app, "description": "", "parameters": {}, "transfers": {}})["id"]
     common = {

@@ -98,7 +98,9 @@ def test_a_search_is_watched_on_two_terminals_from_its_middle_to_its_end(
         held = ("4 done  2 failed  2 running", "2x ValueError: too wide", "running: 2 ", "allocations: 1 running")
         wait_for(shows(driver, *held), "the driver's screen", 300)
         watching = [*CLI, "watch", "bowl-1", "--every", "0.5"]
-        watch = start(watching, {**env, "BALSAM_CLIENT_PATH": str(through)}, 80, 24)
+        # As whatever read lines before leaves it to what it starts; the terminal's own size counts
+        sizes = {"COLUMNS": "80", "LINES": "24"}
+        watch = start(watching, {**env, **sizes, "BALSAM_CLIENT_PATH": str(through)}, 80, 24)
         wait_for(
             shows(watch, *held, "bowl-1  random on bowl at local", "best objective over time"), "the watcher's screen"
         )
