@@ -22,7 +22,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from deephyper_balsam.gateway import Gateway, Row, iso
@@ -174,7 +174,7 @@ class Archivist:
         for start in range(0, len(rows), _ROWS_A_NOTE):
             part, rest = rows[start : start + _ROWS_A_NOTE], rows[start + _ROWS_A_NOTE :]
             all_until = min(_moment(part[-1]), _moment(rest[0]) - _INSTANT) if rest else until
-            self._notes.append((_packed(part), all_until.isoformat()))
+            self._notes.append((_packed(part), all_until.astimezone(timezone.utc).isoformat()))
 
 
 def _is_over(row: Row) -> bool:
@@ -182,7 +182,8 @@ def _is_over(row: Row) -> bool:
 
 
 def _moment(row: Row) -> datetime:
-    return datetime.fromisoformat(row["last_update"])
+    moment = datetime.fromisoformat(row["last_update"])
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _packed(rows: Iterable[Row]) -> str:
