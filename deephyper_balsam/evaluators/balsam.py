@@ -411,6 +411,8 @@ class BalsamEvaluator:
             return
         self._fence()
         there = self._jobs.there()
+        if there:  # those count as under way, and only a look at all jobs shows them
+            self._changes.look_far()
         placed: Counter[str] = Counter()
         new = {trial.number: self._new_job(trial, placed) for trial in trials if trial.number not in there}
         self._jobs.create(new)

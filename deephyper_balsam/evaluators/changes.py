@@ -44,11 +44,13 @@ class Changes:
         if self._last is None or everything:
             found: Iterable[Row] = read_rows(self._gateway, self._search)
         else:
-            overlap_s, states = _OVERLAP_S, self._asked_for
-            if self._clock() - self._long_look_at >= _LONG_LOOK_EVERY_S:
-                self._long_look_at, overlap_s, states = self._clock(), _LONG_OVERLAP_S, None
+            now = self._clock()
+            far = now - self._long_look_at >= _LONG_LOOK_EVERY_S
+            overlap_s, states = (_LONG_OVERLAP_S, None) if far else (_OVERLAP_S, self._asked_for)
             since = (datetime.fromisoformat(self._last) - timedelta(seconds=overlap_s)).isoformat()
-            found = self._gateway.jobs(jobs.trial_tags(self._search), changed_since=since, states=states)
+            found = list(self._gateway.jobs(jobs.trial_tags(self._search), changed_since=since, states=states))
+            if far:  # not before: a look that failed is made again
+                self._long_look_at = now
         rows = {row["id"]: row for row in found}
         return list({**self._offered, **rows}.values())
 

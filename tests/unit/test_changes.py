@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
+
 from deephyper_balsam.evaluators.changes import Changes
 
 ZERO = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -70,6 +72,21 @@ def test_a_look_reads_little_of_a_long_table() -> None:
     table.now = 2.0
     look(changes)
     assert table.looks == [1000, 31, 2]
+
+
+def test_a_look_far_back_that_fails_is_made_again() -> None:
+    table = Table()
+    changes = make(table)
+    table.put(1, 100)
+    look(changes)
+    look(changes)
+    table.put(2, 80)
+    changes.look_far()
+    answer, table.jobs = table.jobs, lambda *_, **__: 1 / 0  # type: ignore[assignment,method-assign]
+    with pytest.raises(ZeroDivisionError):
+        changes.read()
+    table.jobs = answer  # type: ignore[method-assign]
+    assert look(changes) == [2]
 
 
 def test_a_change_that_was_written_late_is_seen_at_the_next_look_far_back() -> None:

@@ -32,6 +32,7 @@ from deephyper_balsam.errors import (
     UnreachableError,
 )
 from deephyper_balsam.evaluators.balsam import BalsamEvaluator
+from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem import HpProblem
 from deephyper_balsam.search import AMBS, GA, Progress, RandomSearch, Search
 from deephyper_balsam.trial import TrialState
@@ -471,6 +472,26 @@ def test_lost_answers_of_every_kind_lose_and_repeat_nothing(
     assert sorted(api.trials("s")) == list(range(10))
     assert set(frame["job_status"]) == {"DONE"}
     assert len(api.batch_jobs) == 1
+
+
+def test_trials_whose_creation_was_not_answered_count_as_under_way(
+    make: Make, problem: HpProblem, api: BalsamApi, site: VirtualSite
+) -> None:
+    search, optimizer = make(problem), make_optimizer("random", problem, seed=1)
+    evaluator = search.evaluator
+    evaluator.open("s", search.settings, max_evals=10)
+    evaluator.submit(optimizer.ask(2))
+    site.finish(site.acquire(1)[0], 1.0)
+    for _ in range(2):
+        evaluator.collect()
+    trials = optimizer.ask(3)
+    api.lose_next_answer("POST", "jobs/")
+    with pytest.raises(UnreachableError):
+        evaluator.submit(trials)
+    evaluator.submit(trials)
+    evaluator.collect()
+    assert evaluator.counts[TrialState.READY] == 4
+    assert sorted(api.trials("s")) == list(range(5))
 
 
 def test_after_an_expired_login_the_driver_goes_on_with_the_next_one(
