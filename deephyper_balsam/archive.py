@@ -22,11 +22,10 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from deephyper_balsam.gateway import Gateway, Row, iso
-from deephyper_balsam.jobs import FINAL_STATES, NOT_FINAL_STATES, trial_tags
+from deephyper_balsam.gateway import Gateway, Row, iso, parse_time
+from deephyper_balsam.jobs import FINAL_STATES, NOT_FINAL_STATES, trial_tags, updated_at
 from deephyper_balsam.notes import write_note
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 KIND = "archive"
 _ROWS_A_NOTE = 2000
 _EVERY_ROWS = 1000
-_INSTANT = timedelta(microseconds=1)
+_INSTANT_S = 1e-6  # the server keeps no shorter time
 _SETTLED_S = 60.0  # a commit may land so much later than the time that it carries
 _LEFT_OUT = ("serialized_return_value", "serialized_exception", "launch_params", "parent_ids", "return_code")
 
@@ -96,8 +95,8 @@ def _read_snapshot(gateway: Gateway, search: str) -> Snapshot:
         return Snapshot(list(gateway.jobs(tags)))
     for found in (gateway.jobs(tags, states=NOT_FINAL_STATES), gateway.jobs(tags, changed_since=until)):
         rows.update((row["id"], row) for row in found)
-    limit = datetime.fromisoformat(until)
-    finished = sum(row["state"] in FINAL_STATES and _moment(row) <= limit for row in rows.values())
+    limit = parse_time(until)
+    finished = sum(row["state"] in FINAL_STATES and updated_at(row) <= limit for row in rows.values())
     if finished != gateway.count_jobs(tags, states=FINAL_STATES, changed_until=until):
         logger.warning("The archive of %s does not hold what Balsam does: all jobs are read", search)
         return Snapshot(list(gateway.jobs(tags)), sound=False)
@@ -136,9 +135,8 @@ class Archivist:
         if not snapshot.sound:
             self._due_at = math.inf
         else:
-            since = None if self._until is None else datetime.fromisoformat(self._until)
-            finished = (row for row in snapshot.rows if row["state"] in FINAL_STATES)
-            self._plan([row for row in finished if since is None or _moment(row) >= since])
+            since = -math.inf if self._until is None else parse_time(self._until)
+            self._plan([row for row in snapshot.rows if row["state"] in FINAL_STATES and updated_at(row) >= since])
 
     @property
     def busy(self) -> bool:
@@ -148,7 +146,7 @@ class Archivist:
     def look(self, gathered: int) -> None:
         """Write a note, if there is something for one; the search has taken in so many results by now."""
         if not self._notes and gathered >= self._due_at:
-            tags, settled = trial_tags(self._search), self._settled()
+            tags, settled = trial_tags(self._search), iso(self._settled_at)
             found = self._gateway.jobs(tags, states=FINAL_STATES, changed_since=self._until, changed_until=settled)
             self._plan(list(found))
             self._due_at = gathered + _EVERY_ROWS
@@ -159,31 +157,25 @@ class Archivist:
             self._until = until
             self._notes.popleft()
 
-    def _settled(self) -> str:
-        return iso(self._gateway.now() - _SETTLED_S)
+    @property
+    def _settled_at(self) -> float:
+        return self._gateway.now() - _SETTLED_S
 
     def _plan(self, finished: list[Row]) -> None:
         """Share what will not change any more among notes, the oldest first."""
-        until = datetime.fromisoformat(self._settled())
-        open_at = min((_moment(row) for row in finished if not _is_over(row)), default=None)
-        if open_at is not None:  # it is final to Balsam, and not yet to us
-            until = min(until, open_at - _INSTANT)
-        rows = sorted((row for row in finished if _moment(row) <= until), key=_moment)
+        open_at = min((updated_at(row) for row in finished if not _is_over(row)), default=math.inf)
+        until = min(self._settled_at, open_at - _INSTANT_S)  # what is open is final to Balsam, and not yet to us
+        rows = sorted((row for row in finished if updated_at(row) <= until), key=updated_at)
         if len(rows) < _EVERY_ROWS:
             return
         for start in range(0, len(rows), _ROWS_A_NOTE):
             part, rest = rows[start : start + _ROWS_A_NOTE], rows[start + _ROWS_A_NOTE :]
-            all_until = min(_moment(part[-1]), _moment(rest[0]) - _INSTANT) if rest else until
-            self._notes.append((_packed(part), all_until.astimezone(timezone.utc).isoformat()))
+            all_until = min(updated_at(part[-1]), updated_at(rest[0]) - _INSTANT_S) if rest else until
+            self._notes.append((_packed(part), iso(all_until)))
 
 
 def _is_over(row: Row) -> bool:
     return "gathered" in row["data"] or "cancelled" in row["data"]
-
-
-def _moment(row: Row) -> datetime:
-    moment = datetime.fromisoformat(row["last_update"])
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _packed(rows: Iterable[Row]) -> str:

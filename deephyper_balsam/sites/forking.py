@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 FORK_VARIABLE = "DEEPHYPER_BALSAM_FORK"
 
-_RUNNER = ["-m", "balsam.site.launcher.python_runner"]
+_RUNNER = f"{sys.executable} -m balsam.site.launcher.python_runner "
 _PRELOADED = ["deephyper_balsam.sites.preloaded"]
 _READ_AT_START = ("PYTHON", "LD_", "GLIBC_", "MALLOC_", "LANG", "LC_", "TZ")
 """Variables with these beginnings count when a process starts, and never again."""
@@ -84,13 +84,13 @@ class ForksPython(SubprocessAppRun):  # type: ignore[misc]
         self._pre_popen()
         try:
             self._process = _Forked(_fork(words, Path(self._cwd), self._envs, Path(self._outfile_path), _cpus()))
+            return
         except (OSError, EOFError) as error:
             logger.warning("A run could not be forked (%s): it is started as a new Python", error)
             self._outfile.close()
         finally:
             self._post_popen()
-        if getattr(self, "_process", None) is None:
-            super().start()
+        super().start()
 
 
 def runner_words(command: str) -> list[str] | None:
@@ -101,8 +101,7 @@ def runner_words(command: str) -> list[str] | None:
     command
         As `ApplicationDefinition.get_arg_str` makes it: ``PYTHON -m balsam.site.launcher.python_runner ...``.
     """
-    beginning = " ".join([sys.executable, *_RUNNER, ""])
-    return shlex.split(command.removeprefix(beginning)) if command.startswith(beginning) else None
+    return shlex.split(command.removeprefix(_RUNNER)) if command.startswith(_RUNNER) else None
 
 
 def forkable(environment: Mapping[str, str]) -> bool:
