@@ -159,6 +159,10 @@ def test_a_run_whose_fork_server_is_killed_is_told_as_failed_and_the_next_one_st
     assert server is not None
     server.kill()
     assert run.wait(timeout=60) == 255
+    until = time.monotonic() + 60
+    while server.status() != psutil.STATUS_ZOMBIE:  # its pipes close a moment before the kernel calls it ended
+        assert time.monotonic() < until
+        time.sleep(0.01)
     process.kill()
     after = started(tmp_path, "print('again')")
     assert was_forked(after)
