@@ -1,10 +1,10 @@
-# Two commands on a fresh machine with Python 3.10 or later: `make quickstart` and `make test`.
+# Two commands on a fresh machine with Python 3.10 to 3.14: `make quickstart` and `make test`.
 
 SHELL  := /bin/bash
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 # The first Python on the path that is new enough
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
@@ -25,11 +25,11 @@ quickstart: $(VENV)/.installed-local
 # The unit and contract tests side by side, then the live ones on a Balsam for each of two processes
 test: $(VENV)/.installed-test
 	$(PY) -m pytest -m "not live and not slurm" -n 2 -q
-	$(PY) -m pytest -m "live and not slurm" -n 2 --dist loadfile -q
+	$(PY) -m pytest -m "live and not slurm and not long" -n 2 --dist loadfile --no-loadscope-reorder -q
 
-# The site configs for Slurm on a real one; it says why when it cannot
+# The site configs for Slurm on a real one, also on a cluster of several hosts; it says why when it cannot
 test-slurm: $(VENV)/.installed-test
-	$(PY) -m pytest -m "slurm and not slow" -q
+	$(PY) -m pytest -m "slurm and not slow" -n 2 --dist loadfile -q
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	$(PY) -m ruff check .
@@ -48,7 +48,7 @@ bench: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(PY) -m tests.benchmarks $(if $(QUICK),--quick) $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
 
 $(PY):
-	@test -n "$(PYTHON)" || { echo "Python 3.10 or later is needed, and none is on the path."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.14 is needed, and none is on the path."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-%: pyproject.toml | $(PY)

@@ -9,29 +9,50 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from deephyper_balsam.evaluators.balsam import BalsamEvaluator, Resources
-    from deephyper_balsam.problem import HpProblem
-    from deephyper_balsam.search import AMBS, GA, RandomSearch
-    from deephyper_balsam.trial import Result, Trial
+from deephyper_balsam.common.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+    from deephyper_balsam.driver.local_session import InProcessEvaluator
+    from deephyper_balsam.driver.search import AMBS, GA, RandomSearch
+    from deephyper_balsam.problem.hp_problem import HpProblem
+    from deephyper_balsam.store.allocation_request import AllocationRequest
+    from deephyper_balsam.trial import Resources, Result, Trial
+
 
 _HOME = {
-    "HpProblem": "problem",
-    "AMBS": "search",
-    "RandomSearch": "search",
-    "GA": "search",
-    "BalsamEvaluator": "evaluators.balsam",
-    "Resources": "evaluators.balsam",
+    "HpProblem": "problem.hp_problem",
+    "AMBS": "driver.search",
+    "RandomSearch": "driver.search",
+    "GA": "driver.search",
+    "BalsamEvaluator": "driver.balsam_session",
+    "AllocationRequest": "store.allocation_request",
+    "InProcessEvaluator": "driver.local_session",
+    "Resources": "trial",
     "Result": "trial",
     "Trial": "trial",
 }
 
-__all__ = ["AMBS", "GA", "BalsamEvaluator", "HpProblem", "RandomSearch", "Resources", "Result", "Trial", "__version__"]
+__all__ = [
+    "AMBS",
+    "GA",
+    "AllocationRequest",
+    "BalsamEvaluator",
+    "HpProblem",
+    "InProcessEvaluator",
+    "RandomSearch",
+    "Resources",
+    "Result",
+    "Trial",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'deephyper_balsam' has no attribute {name!r}")
     return getattr(import_module(f"deephyper_balsam.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

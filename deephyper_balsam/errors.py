@@ -43,6 +43,10 @@ class UnknownSearchError(InputError):
     """No search of that name is recorded in this Balsam."""
 
 
+class NewerVersionError(InputError):
+    """What Balsam holds was written by a later version of this package. Use that version; nothing was changed."""
+
+
 class UnknownSiteError(InputError):
     """No such Balsam site, or no such site config."""
 
@@ -65,6 +69,10 @@ class UnreachableError(BalsamError):
 
 class NotLoggedInError(BalsamError):
     """There are no credentials for Balsam, or they expired. Run `balsam login`."""
+
+
+class BalsamChangedError(BalsamError):
+    """The Balsam that is installed is not the one that this package fits. Install that one."""
 
 
 class ServerError(BalsamError):

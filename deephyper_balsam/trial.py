@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from deephyper_balsam.common.objective import objective_of
 from deephyper_balsam.errors import InputError
 
 Config = dict[str, Any]
 """One configuration: hyperparameter name -> plain Python value; inactive hyperparameters are absent."""
+
+
+def whole_number(name: str, value: Any, least: int | None = None, error: type[InputError] = InputError) -> int:
+    """Return `value` as an int if it is a whole number, numpy's too, but no bool, and at least `least`; else raise."""
+    rule = f"`{name} >= {least}` must hold" if least is not None else f"`{name}` must be a whole number"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise error(f"{rule}, but got ({name}={value!r}); it must be a whole number.") from None
+    if isinstance(value, bool) or (least is not None and number < least):
+        raise error(f"{rule}, but got ({name}={value!r}).")
+    return number
 
 
 class TrialState(str, Enum):
@@ -62,20 +75,20 @@ class Trial:
     origin: Origin = Origin("random")
 
     def __post_init__(self) -> None:
-        if self.number < 0:
-            raise InputError(f"`number >= 0` must hold, but got (number={self.number}).")
+        object.__setattr__(self, "number", whole_number("number", self.number, 0))
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one trial ended: with an objective (maximised), or with a reason why it has none.
+    """How one trial ended: with an objective, or with a reason why it has none.
 
     Attributes
     ----------
     number
         The trial's number, or None for a point from elsewhere (a warm start), which brings its `config`.
     objective
-        A finite number, or None for a failure.
+        A finite number, or None for a failure. Optimizers maximise it, whatever the search does: for a loss it is
+        minus that.
     failure
         Why there is no objective, in one line; None when there is one.
     config
@@ -107,12 +120,16 @@ class Result:
                 f"(objective={self.objective!r}, failure={self.failure!r})."
             )
         if self.objective is not None:
-            if isinstance(self.objective, bool) or not math.isfinite(self.objective):
+            try:
+                objective = objective_of(self.objective)
+            except ValueError as error:
                 raise InputError(
-                    f"`objective` must be a finite number, but got {self.objective!r}; "
+                    f"`objective` must be a finite number, but got {error}; "
                     'a run without one is a failure: Result(number, None, failure="why").'
-                )
-            object.__setattr__(self, "objective", float(self.objective))
+                ) from None
+            object.__setattr__(self, "objective", objective)
+        if self.number is not None:
+            object.__setattr__(self, "number", whole_number("number", self.number))
         if self.number is None and self.config is None:
             raise InputError(
                 "A result without a trial number must bring its configuration: Result(None, y, config={...})."
@@ -122,3 +139,50 @@ class Result:
     def state(self) -> TrialState:
         """DONE with an objective, FAILED without."""
         return TrialState.FAILED if self.objective is None else TrialState.DONE
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one evaluation gets on a machine.
+
+    Attributes
+    ----------
+    num_nodes, ranks_per_node, threads_per_rank, threads_per_core
+        Nodes of one evaluation, MPI processes on each, threads of each, and threads that share a core.
+    gpus_per_rank
+        GPUs of each process.
+    evals_per_node
+        How many evaluations share a node (Balsam's `node_packing_count`); only 1 with several nodes.
+    wall_time_min
+        A launcher with fewer minutes left does not start an evaluation; 0: it always does.
+    launch_params
+        Passed on to the machine's MPI launcher.
+    """
+
+    num_nodes: int = 1
+    ranks_per_node: int = 1
+    threads_per_rank: int = 1
+    threads_per_core: int = 1
+    gpus_per_rank: float = 0
+    evals_per_node: int = 1
+    wall_time_min: int = 0
+    launch_params: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core", "evals_per_node"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name} >= 1` must hold, but got ({name}={getattr(self, name)}).")
+        if self.gpus_per_rank < 0 or self.wall_time_min < 0:
+            raise InputError(
+                "`gpus_per_rank >= 0` and `wall_time_min >= 0` must hold, but got "
+                f"(gpus_per_rank={self.gpus_per_rank}, wall_time_min={self.wall_time_min})."
+            )
+        if self.num_nodes > 1 and self.evals_per_node > 1:
+            raise InputError(
+                "An evaluation either spans nodes or shares one, but got "
+                f"(num_nodes={self.num_nodes}, evals_per_node={self.evals_per_node})."
+            )
+
+    def slots(self, nodes: int) -> int:
+        """Return how many evaluations `nodes` nodes run at once."""
+        return nodes // self.num_nodes * self.evals_per_node

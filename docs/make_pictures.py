@@ -13,14 +13,14 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from deephyper_balsam.analysis.compare import compare_searches, comparison_figure
-from deephyper_balsam.analysis.drawing import draw
-from deephyper_balsam.analysis.figures import figure
-from deephyper_balsam.analysis.report import html
-from deephyper_balsam.analysis.trials import Trials
-from deephyper_balsam.apps import resolve_problem, resolve_run
+from deephyper_balsam.node.targets import load_object
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.targets import load_object
+from deephyper_balsam.results.analysis.compare import compare_searches, comparison_figure
+from deephyper_balsam.results.analysis.drawing import draw
+from deephyper_balsam.results.analysis.figures import figure
+from deephyper_balsam.results.analysis.report import html
+from deephyper_balsam.results.analysis.trials import Trials
+from deephyper_balsam.store.applications import resolve_problem, resolve_run
 from deephyper_balsam.trial import Result
 
 IMAGES = Path(__file__).with_name("images")

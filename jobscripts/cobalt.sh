@@ -17,4 +17,4 @@ set -u
 # Lines of your own go here: module load, proxies, source .venv/bin/activate
 export PMI_NO_FORK=1
 
-exec python -m deephyper_balsam.sites.inside -t "$MINUTES" -j "${BALSAM_JOB_MODE:-mpi}" "$@"
+exec python -m deephyper_balsam.launcher.inside -t "$MINUTES" -j "${BALSAM_JOB_MODE:-mpi}" "$@"

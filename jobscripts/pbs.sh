@@ -18,4 +18,4 @@ cd "$PBS_O_WORKDIR" || exit 2
 # Lines of your own go here: module load, proxies, source .venv/bin/activate
 
 eval "set -- $SEARCH"
-exec python -m deephyper_balsam.sites.inside -t "$MINUTES" -j "${BALSAM_JOB_MODE:-mpi}" "$@"
+exec python -m deephyper_balsam.launcher.inside -t "$MINUTES" -j "${BALSAM_JOB_MODE:-mpi}" "$@"

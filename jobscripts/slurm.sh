@@ -28,4 +28,4 @@ case ${#parts[@]} in
 esac
 minutes=$((10#$days * 1440 + minutes))
 
-exec python -m deephyper_balsam.sites.inside -t "$((minutes > 0 ? minutes : 1))" -j "${BALSAM_JOB_MODE:-mpi}" "$@"
+exec python -m deephyper_balsam.launcher.inside -t "$((minutes > 0 ? minutes : 1))" -j "${BALSAM_JOB_MODE:-mpi}" "$@"

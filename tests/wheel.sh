@@ -11,8 +11,8 @@ cd "$folder"
 venv/bin/deephyper-balsam --version
 venv/bin/deephyper-balsam problem check ackley
 venv/bin/deephyper-balsam site configs
-test -e "$(venv/bin/python -c 'from deephyper_balsam.resources import folder; print(folder("jobscripts"))')/README.md"
-test -e "$(venv/bin/python -c 'from deephyper_balsam import analysis; print(analysis.__path__[0])')/report.js"
+test -e "$(venv/bin/python -c 'from deephyper_balsam.common.bundled_files import folder; print(folder("jobscripts"))')/README.md"
+test -e "$(venv/bin/python -c 'from deephyper_balsam.results import analysis; print(analysis.__path__[0])')/report.js"
 # An error points to the line of the FAQ that came along
 if said=$(venv/bin/deephyper-balsam problem show no/such/thing 2>&1); then exit 1; fi
 test -e "$(sed -n 's/^See \(.*\)#.*/\1/p' <<<"$said")"

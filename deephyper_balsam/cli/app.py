@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from deephyper_balsam.cli import Group
 from deephyper_balsam.cli.common import echo_json, echo_table, json_option
 
 
-@click.group()
+@click.group(cls=Group)
 def app() -> None:
     """Register run functions and shell commands as Balsam applications.
 
@@ -28,9 +29,9 @@ def register(target: str, site: str, as_json: bool) -> None:
     Example:
       deephyper-balsam app register digits --site local
     """
-    from deephyper_balsam.apps import register as register_at
-    from deephyper_balsam.apps import resolve_run
-    from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.store.applications import register as register_at
+    from deephyper_balsam.store.applications import resolve_run
+    from deephyper_balsam.store.gateway import Gateway
 
     spec = resolve_run(target)
     app_id, name = register_at(Gateway(), spec, site)
@@ -49,8 +50,8 @@ def ls(as_json: bool) -> None:
     Example:
       deephyper-balsam app ls
     """
-    from deephyper_balsam.apps import bundled
-    from deephyper_balsam.gateway import Gateway
+    from deephyper_balsam.store.applications import bundled
+    from deephyper_balsam.store.gateway import Gateway
 
     gateway = Gateway()
     sites = {site["id"]: site["name"] for site in gateway.sites()}

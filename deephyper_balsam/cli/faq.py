@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from deephyper_balsam.resources import folder
+from deephyper_balsam.common.bundled_files import folder
 
 _SHORTEST = 8  # characters of literal text that tell one error from another
 

@@ -11,7 +11,7 @@ import click
 from deephyper_balsam.errors import SettingsError
 
 if TYPE_CHECKING:
-    from deephyper_balsam.allocations import AllocationRequest
+    from deephyper_balsam.store.allocation_request import AllocationRequest
 
 
 class PerSite(click.ParamType):  # type: ignore[type-arg]
@@ -51,6 +51,8 @@ def requests(
     ----------
     settings
         The options; None, or absent: not given.
+    sites
+        The names of the search's sites.
     begun
         What the search asks for where an option is not given; None: it is new, and the defaults hold.
 
@@ -59,7 +61,7 @@ def requests(
     SettingsError
         An option names a site that the search has not, or changes what is not asked for.
     """
-    from deephyper_balsam.allocations import AllocationRequest, check_sites
+    from deephyper_balsam.store.allocation_request import AllocationRequest, check_sites
 
     names = [name for name in inspect.signature(AllocationRequest).parameters if settings.get(name) is not None]
     for name in names:

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import click
 
-from deephyper_balsam.cli import EXIT_NO_RESULT
+from deephyper_balsam.cli import EXIT_NO_RESULT, Group
 from deephyper_balsam.cli.common import echo_json, json_option, run_target
-from deephyper_balsam.errors import InputError
-from deephyper_balsam.results import write_whole
+from deephyper_balsam.errors import InputError, TargetError
 
 _TEMPLATES = Path(__file__).parents[1] / "new_problem"
 
 
-@click.group()
+@click.group(cls=Group)
 def problem() -> None:
     """Begin a problem, look at it, and try it before it costs node-hours.
 
@@ -28,18 +27,26 @@ def problem() -> None:
 
 @problem.command()
 @click.argument("target")
+@click.option("--run", help="A shell command's YAML: it may say that smaller is better. [default: beside the problem]")
 @json_option
-def show(target: str, as_json: bool) -> None:
+def show(target: str, run: str | None, as_json: bool) -> None:
     """Show the hyperparameters, conditions and starting points of TARGET.
 
     \b
     Example:
       deephyper-balsam problem show digits
     """
-    from deephyper_balsam.apps import resolve_problem
+    from deephyper_balsam.store.applications import resolve_command, resolve_problem
 
     found = resolve_problem(target)
     found.check()
+    try:
+        spec = resolve_command(run or run_target(target))
+    except TargetError:
+        if run is not None:
+            raise
+        spec = None  # there may be no run function yet
+    found = found.as_run_by(spec)
     if as_json:
         echo_json(found.to_dict())
     else:
@@ -63,17 +70,27 @@ def check(target: str, run: str | None, gpus_per_rank: float, as_json: bool) -> 
     Example:
       deephyper-balsam problem check digits
     """
-    from deephyper_balsam.apps import resolve_problem, resolve_run
-    from deephyper_balsam.rehearsal import rehearse
+    from deephyper_balsam.common.objective import told, turned
+    from deephyper_balsam.node.preflight import run_preflight
+    from deephyper_balsam.store.applications import resolve_problem, resolve_run
 
     found = resolve_problem(target)
     found.check()
     spec = resolve_run(run or run_target(target))
+    found = found.as_run_by(spec)
     config = found.starting_points[0] if found.starting_points else found.default_configuration
-    tried = rehearse(spec, config, gpus_per_rank)
+    tried = run_preflight(spec, config, gpus_per_rank)
     outcome = tried.outcome
     if as_json:
-        echo_json({"configuration": config, **outcome, "findings": tried.findings})
+        kept = None if outcome["objective"] is None else turned(outcome["objective"], found.minimize)
+        echo_json(
+            {
+                "configuration": config,
+                **outcome,
+                **told(kept, found.minimize),
+                "findings": tried.findings,
+            }
+        )
     else:
         click.echo(found.describe())
         click.echo(f"\nA worker calls {spec['target']} with {config}")
@@ -82,7 +99,9 @@ def check(target: str, run: str | None, gpus_per_rank: float, as_json: bool) -> 
         if outcome["objective"] is None:
             click.echo(f"It failed: {outcome['failure']}\n{outcome.get('traceback', '')}".rstrip())
         else:
-            click.echo(f"Objective: {outcome['objective']:.6g} (it will be maximised)")
+            click.echo(
+                f"Objective: {outcome['objective']:.6g} (it will be {'minimised' if found.minimize else 'maximised'})"
+            )
         if outcome["metadata"]:
             click.echo(f"Metadata: {outcome['metadata']}")
         for finding in tried.findings:
@@ -100,6 +119,8 @@ def new(name: str) -> None:
     Example:
       deephyper-balsam problem new mine
     """
+    from deephyper_balsam.results.table import write_whole
+
     folder = Path(name)
     if not re.fullmatch(r"[A-Za-z]\w{0,59}", folder.name):
         raise InputError(f"{folder.name!r} cannot name a problem: a letter, then letters, digits and '_' are allowed.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deephyper_balsam.cli.common import echo_json, echo_table, json_option
+
+if TYPE_CHECKING:
+    from deephyper_balsam.results.analysis.trials import Trials
+    from deephyper_balsam.store.gateway import Gateway
 
 _KINDS = ("progress", "progress-time", "running", "parallel", "importance", "dependence", "panels")
 _FILE = click.Path(path_type=Path)
@@ -30,20 +33,20 @@ def report(name: str, output: Path | None, log_dir: Path) -> None:
     click.echo(f"Report written to {path} ({size / 1e6:.1f} MB)")
 
 
-def write_report(name: str, path: Path, gateway: Any = None) -> int:
+def write_report(name: str, path: Path, gateway: Gateway | None = None) -> int:
     """Write the report of a search to a file; its size in bytes."""
-    from deephyper_balsam.analysis.drawing import check_drawing
-    from deephyper_balsam.analysis.report import html
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.ledger import account
-    from deephyper_balsam.record import find_record
-    from deephyper_balsam.results import write_whole
-    from deephyper_balsam.traces import read_trace
+    from deephyper_balsam.monitor.node_hours import count_node_hours
+    from deephyper_balsam.monitor.timeline import read_timeline
+    from deephyper_balsam.results.analysis.drawing import check_drawing
+    from deephyper_balsam.results.analysis.report import html
+    from deephyper_balsam.results.table import write_whole
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.record import find_record
 
     check_drawing()
     gateway = gateway or Gateway()
     trials = _trials(name, gateway)
-    content = html(trials, time.time(), account(read_trace(gateway, find_record(gateway, name)))).encode()
+    content = html(trials, gateway.now(), count_node_hours(read_timeline(gateway, find_record(gateway, name)))).encode()
     write_whole(path, content)
     return len(content)
 
@@ -63,8 +66,8 @@ def plot(name: str, kind: str, output: Path) -> None:
     Example:
       deephyper-balsam search plot digits-1 --kind importance -o importance.pdf
     """
-    from deephyper_balsam.analysis.drawing import check_drawing
-    from deephyper_balsam.analysis.figures import figure
+    from deephyper_balsam.results.analysis.drawing import check_drawing
+    from deephyper_balsam.results.analysis.figures import figure
 
     check_drawing(output)
     _draw(figure(_trials(name), kind), output)
@@ -90,8 +93,8 @@ def compare(names: tuple[str, ...], by: str, output: Path | None, as_json: bool)
     Example:
       deephyper-balsam search compare ambs-1 ambs-2 random-1 random-2 -o compare.pdf
     """
-    from deephyper_balsam.analysis.compare import compare_searches, comparison_figure
-    from deephyper_balsam.analysis.drawing import check_drawing
+    from deephyper_balsam.results.analysis.compare import compare_searches, comparison_figure
+    from deephyper_balsam.results.analysis.drawing import check_drawing
 
     if output is not None:
         check_drawing(output)
@@ -103,7 +106,8 @@ def compare(names: tuple[str, ...], by: str, output: Path | None, as_json: bool)
     else:
         click.echo(f"After {found.budget_said}:")
         columns = ("searches", "runs", "evaluated", "failed", "best", "median", "lowest", "highest", "rank")
-        rows = [{key: _short(value) for key, value in group.items()} for group in found.to_dict()["groups"]]
+        groups = [{**group, **group.get("loss", {})} for group in found.to_dict()["groups"]]
+        rows = [{key: _short(group[key]) for key in columns} for group in groups]
         echo_table(rows, columns, False, "")
     if output is not None:
         _draw(comparison_figure(found), output)
@@ -115,21 +119,28 @@ def _short(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _trials(name: str, gateway: Any = None) -> Any:
-    from deephyper_balsam.analysis.trials import Trials
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_record
-    from deephyper_balsam.results import read_table
+def _trials(name: str, gateway: Gateway | None = None) -> Trials:
+    from deephyper_balsam.results.analysis.trials import Trials
+    from deephyper_balsam.results.table import read_table
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.lease import read_leases
+    from deephyper_balsam.store.record import find_record
 
     gateway = gateway or Gateway()
     record = find_record(gateway, name)
     lines, tracebacks = read_table(gateway, record)
-    return Trials(name, record.settings, lines, record.created_at, tracebacks)
+    leases = read_leases(gateway, name).get(name, [])
+    driven = [
+        (lease.driving_since - record.created_at, lease.driving_since - record.created_at + lease.drove_s)
+        for lease in leases
+        if lease.driving_since is not None
+    ]
+    return Trials(name, record.settings, lines, record.created_at, tracebacks, driven)
 
 
 def _draw(spec: dict[str, Any], output: Path) -> None:
-    from deephyper_balsam.analysis.drawing import draw
-    from deephyper_balsam.results import write_whole
+    from deephyper_balsam.results.analysis.drawing import draw
+    from deephyper_balsam.results.table import write_whole
 
     write_whole(output, draw(spec, output.suffix.lower()))
     click.echo(f"Figure written to {output}", err=True)

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from deephyper_balsam.cli import EXIT_NO_RESULT
-from deephyper_balsam.cli.common import Finite, drive, echo_best, echo_json, echo_table, json_option, run_target
-from deephyper_balsam.cli.orders import add, extend, stop
+from deephyper_balsam.cli import EXIT_NO_RESULT, Group
+from deephyper_balsam.cli.common import (
+    Finite,
+    drive,
+    echo_best,
+    echo_json,
+    echo_table,
+    json_option,
+)
+from deephyper_balsam.cli.delete import delete
+from deephyper_balsam.cli.methods import method_options
 from deephyper_balsam.cli.per_site import PerSite, requests
 from deephyper_balsam.cli.report import compare, plot, report
+from deephyper_balsam.cli.requests import add, extend, stop
+from deephyper_balsam.cli.search_settings import build_search, plain_settings, settings_of
+from deephyper_balsam.cli.show import show
 from deephyper_balsam.cli.standing import by_state, echo_standing, standing
+from deephyper_balsam.cli.streams import echo_data
 from deephyper_balsam.cli.submit import submit_command
 from deephyper_balsam.cli.utilization import utilization
 from deephyper_balsam.cli.watch import watch
+from deephyper_balsam.common.wording import by_kind, counted
 from deephyper_balsam.errors import SettingsError
 
-_REQUIRED = ("problem", "site")
-# names of search.yaml and of the options that belong to the method, given on only when they were set
-_METHOD_OPTIONS = ("surrogate", "acq_func", "kappa", "xi", "liar_strategy", "initial_design", "num_initial")
 
-
-@click.group()
+@click.group(cls=Group)
 def search() -> None:
     """Run searches and look at them. A search lives in Balsam: every command works from any machine with the login.
 
@@ -52,36 +60,24 @@ _NOT_NEGATIVE = Finite(min=0)
 @search.command()
 @click.argument("name")
 @click.option(
-    "--file", "file", type=click.Path(path_type=Path), help="A YAML file with the same names as these options."
+    "--file",
+    "file",
+    type=click.Path(path_type=Path),
+    help="A YAML file with the same names as these options; paths in it are relative to it.",
 )
 @click.option("--problem", help="file.py:problem, package.module:problem, a folder, or a bundled name.")
 @click.option(
     "--run", help="file.py:run, package.module:run, or a shell command's YAML. [default: found beside the problem]"
+)
+@click.option(
+    "--minimize", is_flag=True, default=None, help="The run function returns a loss. [default: as the problem says]"
 )
 @click.option("--site", help="Name of the Balsam site; several with commas between them: theta,perlmutter.")
 @click.option("--method", type=click.Choice(["ambs", "random", "ga"]), help="Search method. [default: ambs]")
 @click.option("--max-evals", type=_COUNT, help="Evaluations of the whole search. [default: no limit]")
 @click.option("--timeout", type=_SECONDS, help="Seconds of the whole search. [default: no limit]")
 @click.option("--seed", type=click.IntRange(min=0), help="Makes the search repeatable. [default: drawn and recorded]")
-@click.option(
-    "--surrogate", type=click.Choice(["RF", "ET", "GBRT", "GP", "auto"]), help="Model of AMBS. [default: auto]"
-)
-@click.option(
-    "--acq-func", type=click.Choice(["LCB", "EI", "PI", "gp_hedge"]), help="What AMBS asks of it. [default: LCB]"
-)
-@click.option("--kappa", type=_NOT_NEGATIVE, help="Exploration of LCB. [default: 1.0]")
-@click.option("--xi", type=_NOT_NEGATIVE, help="Exploration of EI and PI. [default: 0.01]")
-@click.option(
-    "--liar-strategy",
-    type=click.Choice(["believer", "cl_min", "cl_mean", "cl_max"]),
-    help="What AMBS takes pending trials for: the model's own prediction, or a constant lie. [default: believer]",
-)
-@click.option(
-    "--initial-design",
-    type=click.Choice(["sobol", "lhs", "halton", "random"]),
-    help="First points of AMBS. [default: sobol]",
-)
-@click.option("--num-initial", type=_COUNT, help="How many those are. [default: by the problem and the workers]")
+@method_options
 @click.option("--num-nodes-per-eval", type=_COUNT, help="Nodes of one evaluation. [default: 1]")
 @click.option("--ranks-per-node", type=_COUNT, help="MPI processes on each node. [default: 1]")
 @click.option("--threads-per-rank", type=_COUNT, help="Threads of each process. [default: 1]")
@@ -115,11 +111,18 @@ _NOT_NEGATIVE = Finite(min=0)
     type=click.IntRange(min=0),
     help="End when the first so many trials all fail alike; 0: never. [default: 5]",
 )
+@click.option(
+    "--max-cuts",
+    type=click.IntRange(min=0),
+    help="A trial fails when the end of so many allocations has cut a run of it that had the whole of each; 0: never. "
+    "[default: 3]",
+)
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
 @click.option(
     "--warm-start",
     type=click.Path(path_type=Path),
-    help="A CSV of points to learn first: ours, DeepHyper's, Optuna's or scikit-optimize's. [default: none]",
+    help="A table of points to learn first (CSV, JSON or Parquet): ours, DeepHyper's, Optuna's or scikit-optimize's. "
+    "[default: none]",
 )
 @click.option(
     "--warm-start-direction",
@@ -135,10 +138,10 @@ def run(name: str, file: Path | None, takeover: bool, dry_run: bool, **given: An
     Example:
       deephyper-balsam search run digits-1 --problem digits --site local --nodes 1 --evals-per-node 2 --max-evals 30
     """
-    settings = _settings(file, given)
-    made = _build(name, settings)
+    settings = settings_of(file, given)
+    made = build_search(name, settings)
     if dry_run:
-        click.echo(yaml.safe_dump(_plain(settings), sort_keys=False), nl=False)  # as it is, a --file
+        click.echo(yaml.safe_dump(plain_settings(settings), sort_keys=False), nl=False)  # as it is, a --file
         return
     raise click.exceptions.Exit(drive(made, settings.get("max_evals"), settings.get("timeout"), takeover=takeover))
 
@@ -167,125 +170,15 @@ def resume(name: str, log_dir: Path | None, takeover: bool, **given: Any) -> Non
     Example:
       deephyper-balsam search resume digits-1
     """
-    from deephyper_balsam.allocations import from_record
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_record
-    from deephyper_balsam.search import Search
+    from deephyper_balsam.driver.search import Search
+    from deephyper_balsam.store.allocation_request import from_record
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.record import find_record
 
     record = find_record(Gateway(), name)
     begun = from_record(record.settings.get("allocation"), record.sites)
     made = Search.resume(name, log_dir=log_dir or ".", allocation=requests(given, record.sites, begun))
     raise click.exceptions.Exit(drive(made, None, None, takeover=takeover))
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-
-
-def _settings(file: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, over those of the file."""
-    from_file = {} if file is None else _read_file(file, given)
-    settings = {**from_file, **{key: value for key, value in given.items() if value is not None}}
-    missing = [key for key in _REQUIRED if not settings.get(key)]
-    if missing:
-        raise SettingsError(f"A search needs {' and '.join('--' + key for key in missing)} (as options or in --file).")
-    if "max_evals" not in settings and "timeout" not in settings:
-        raise SettingsError("A search needs an end: give --max-evals, --timeout or both.")
-    return settings
-
-
-def _read_file(file: Path, known: Iterable[str]) -> dict[str, Any]:
-    """Return the options in a file, each checked as on the command line."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{file} must be a mapping of options to values, but is a {type(content).__name__}.")
-    unknown = sorted(map(str, set(content) - set(known)))
-    if unknown:
-        raise SettingsError(f"{file} has unknown keys {unknown}; known are {', '.join(sorted(known))}.")
-    options = {option.name: option for option in click.get_current_context().command.params}
-    settings = {}
-    for key, value in content.items():
-        if key == "site" and isinstance(value, list):
-            value = ",".join(map(str, value))
-        may_differ = isinstance(options[key].type, PerSite) and isinstance(value, dict)
-        if isinstance(value, (dict, list)) and not may_differ:
-            raise SettingsError(f"{file}: `{key}` must be a single value, but got {value!r}.")
-        try:
-            if value is not None:  # as text: 3.5 is no whole number, and `yes` none at all
-                text = value if may_differ else str(value)
-                settings[key] = options[key].type.convert(text, options[key], None)
-        except click.BadParameter as error:
-            raise SettingsError(f"{file}: `{key}`: {error.message}") from error
-    return settings
-
-
-def _build(name: str, settings: dict[str, Any]) -> Any:
-    from deephyper_balsam.apps import command_parameters, resolve_problem
-    from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-    from deephyper_balsam.gateway import check_name
-    from deephyper_balsam.record import site_names
-    from deephyper_balsam.search import Search
-
-    check_name(name)
-    problem = resolve_problem(settings["problem"])
-    problem.check()
-    sites = site_names(settings["site"])
-    evaluator = BalsamEvaluator(
-        settings.get("run") or run_target(settings["problem"]),
-        sites,
-        resources=_resources(settings),
-        eval_timeout=settings.get("eval_timeout"),
-        allocation=requests(settings, sites),
-    )
-    evaluator.needs.of(problem.default_configuration)  # what is wrong with a function is said before anything begins
-    if evaluator.spec["kind"] == "command":
-        unknown = sorted(command_parameters(evaluator.spec) - set(problem.hyperparameter_names))
-        if unknown:
-            raise SettingsError(
-                f"The command names {unknown}, but the problem's hyperparameters are "
-                f"{list(problem.hyperparameter_names)}."
-            )
-    return Search(
-        problem,
-        evaluator,
-        name,
-        settings.get("method", "ambs"),
-        warm_start=_warm_start(settings, problem),
-        seed=settings.get("seed"),
-        log_dir=settings.get("log_dir", "."),
-        asked_for=_plain(settings),
-        **{key: settings[key] for key in ("max_failures",) if key in settings},
-        **{key: settings[key] for key in _METHOD_OPTIONS if key in settings},
-    )
-
-
-def _warm_start(settings: dict[str, Any], problem: Any) -> Any:
-    from deephyper_balsam.warm_start import read_warm_start
-
-    if settings.get("warm_start") is None:
-        return ()
-    found = read_warm_start(Path(settings["warm_start"]), problem, settings.get("warm_start_direction"))
-    click.echo(f"Warm start from {settings['warm_start']}: {found}.", err=True)
-    return found.points
-
-
-def _resources(settings: dict[str, Any]) -> Any:
-    from deephyper_balsam.jobs import Resources
-
-    known = inspect.signature(Resources).parameters
-    given = {"num_nodes": settings.get("num_nodes_per_eval"), **settings, "wall_time_min": None}  # the allocation's
-    fixed = {key: value for key, value in given.items() if key in known and value is not None}
-    if settings.get("resources") is None:
-        return Resources(**fixed)
-    if fixed:
-        options = ", ".join("--" + key.replace("_", "-").replace("num-nodes", "num-nodes-per-eval") for key in fixed)
-        raise SettingsError(f"Give either --resources, which decides for each configuration, or {options}.")
-    return settings["resources"]
 
 
 @search.command()
@@ -297,16 +190,16 @@ def ls(as_json: bool) -> None:
     Example:
       deephyper-balsam search ls
     """
-    from deephyper_balsam.drivers import at_the_wheel, read_lives
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_records
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.lease import current_lease, read_leases
+    from deephyper_balsam.store.record import find_records
 
     gateway = Gateway()
-    records, lives = find_records(gateway), read_lives(gateway)
+    records, leases = find_records(gateway), read_leases(gateway)
     rows = []
     for record in records:
-        driver = at_the_wheel(lives.get(record.name, []), gateway.now())
-        past = [life for life in lives.get(record.name, []) if life.driving_since is not None and life != driver]
+        driver = current_lease(leases.get(record.name, []), gateway.now())
+        past = [lease for lease in leases.get(record.name, []) if lease.driving_since is not None and lease != driver]
         rows.append(
             {
                 "name": record.name,
@@ -332,27 +225,27 @@ def status(name: str, as_json: bool) -> None:
     Example:
       deephyper-balsam search status digits-1
     """
-    from deephyper_balsam.archive import read_rows
-    from deephyper_balsam.evaluators.health import read_health
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_record
-    from deephyper_balsam.results import best, lines_of
+    from deephyper_balsam.common.objective import minimises
+    from deephyper_balsam.driver import code_versions
+    from deephyper_balsam.driver.health import read_health
+    from deephyper_balsam.monitor.timeline import read_busy
+    from deephyper_balsam.results.table import best, lines_of
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.record import find_record
+    from deephyper_balsam.store.snapshots import read_rows
 
     gateway = Gateway()
     record = find_record(gateway, name)
     rows = read_rows(gateway, name)
     lines, health = lines_of(gateway, record, rows), read_health(gateway, rows)
-    states: dict[str, int] = {}
-    at_sites: dict[str, dict[str, int]] = {site: {} for site in record.sites}
-    failures: dict[str, int] = {}
+    states = dict(Counter(line["job_status"] for line in lines))
+    at_sites: dict[str, Counter[str]] = {site: Counter() for site in record.sites}
     for line in lines:
-        states[line["job_status"]] = states.get(line["job_status"], 0) + 1
-        at_site = at_sites.setdefault(line["m:site"], {})
-        at_site[line["job_status"]] = at_site.get(line["job_status"], 0) + 1
-        if line["job_status"] == "FAILED":
-            failures[line["m:failure"]] = failures.get(line["m:failure"], 0) + 1
-    best_line = best(lines)
-    found = standing(gateway, record)
+        at_sites.setdefault(line["m:site"], Counter())[line["job_status"]] += 1
+    failures = dict(Counter(line["m:failure"] for line in lines if line["job_status"] == "FAILED"))
+    best_line, minimize = best(lines), minimises(record.settings)
+    found = standing(gateway, record, states)
+    busy = read_busy(gateway, record, rows)
     if as_json:
         trials = {
             "settings": record.settings,
@@ -360,6 +253,8 @@ def status(name: str, as_json: bool) -> None:
             "sites": at_sites,
             "failures": failures,
             **health,
+            "code_versions": code_versions.count(lines),
+            "busy": busy,
             "best": best_line,
         }
         echo_json({"name": name, **trials, **found})
@@ -369,15 +264,20 @@ def status(name: str, as_json: bool) -> None:
         f"at {record.settings['site']}"
     )
     evaluated = states.get("DONE", 0) + states.get("FAILED", 0)
-    echo_standing(name, found, evaluated)
+    echo_standing(found, evaluated)
     click.echo("Trials: " + (by_state(states) or "none yet"))
+    if busy is not None:
+        click.echo(f"Nodes: {busy:.1%} busy with runs (more: deephyper-balsam search utilization {name})")
     for site, at_site in at_sites.items() if len(at_sites) > 1 else ():
         click.echo(f"  at {site}: {by_state(at_site) or 'none'}")
-    for reason, count in sorted(failures.items(), key=lambda entry: -entry[1])[:10]:
+    for reason, count in by_kind(failures.items())[:10]:
         click.echo(f"  failed {count}x: {reason}")
     for words in _health_said(health):
         click.echo(words)
-    echo_best(best_line)
+    changed = code_versions.said(code_versions.count(lines))
+    if changed:
+        click.echo(f"Note: {changed}")
+    echo_best(best_line, minimize)
 
 
 @search.command()
@@ -391,7 +291,10 @@ def best(name: str, count: int, as_json: bool) -> None:
     Example:
       deephyper-balsam search best digits-1 -n 3
     """
-    _, _, lines = _read(name)
+    from deephyper_balsam.common.objective import minimises
+
+    _, record, lines = _read(name)
+    minimize = minimises(record.settings)
     done = sorted((line for line in lines if line["objective"] is not None), key=lambda line: -line["objective"])[
         :count
     ]
@@ -399,9 +302,9 @@ def best(name: str, count: int, as_json: bool) -> None:
         echo_json(done)
     else:
         for line in done:
-            echo_best(line)
+            echo_best(line, minimize)
         if not done:
-            echo_best(None)
+            echo_best(None, minimize)
     if not done:
         raise click.exceptions.Exit(EXIT_NO_RESULT)
 
@@ -424,11 +327,12 @@ def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_js
     Example:
       deephyper-balsam search results digits-1 -o digits-1.csv
     """
-    from deephyper_balsam.results import (
+    from deephyper_balsam.results.table import (
         check_export,
         csv_text,
         deephyper_lines,
         export,
+        frame_csv,
         legacy_table,
         rows_of,
         table,
@@ -450,26 +354,38 @@ def results(name: str, output: Path | None, legacy: bool, deephyper: bool, as_js
             write_whole(output, text)
     else:
         frame = (legacy_table if legacy else table)(lines, names)
-        text, count = "" if output else frame.to_csv(index=False), len(frame)
+        text, count = "" if output else frame_csv(frame), len(frame)
         if as_json:
             echo_json(rows_of(frame))
             return
         if output is not None:
             export(frame, output)
     if output is not None:
-        click.echo(f"{count} rows written to {output}")
+        click.echo(f"{counted(count, 'row')} written to {output}")
     else:
-        click.echo(text, nl=False)
+        echo_data(text)
 
 
-for _command in (watch, stop, extend, add, report, plot, compare, utilization, submit_command(run, _settings, _build)):
+for _command in (
+    show,
+    delete,
+    watch,
+    stop,
+    extend,
+    add,
+    report,
+    plot,
+    compare,
+    utilization,
+    submit_command(run),
+):
     search.add_command(_command)
 
 
 def _health_said(health: dict[str, Any]) -> list[str]:
-    from deephyper_balsam.evaluators.health import too_long_said
+    from deephyper_balsam.driver.health import too_long_said
 
-    said = [f"  run once more {count}x after: {reason}" for reason, count in health["retried_after"].items()]
+    said = [f"  run once more {count}x after: {reason}" for reason, count in by_kind(health["retried_after"].items())]
     if health["cut"]:
         most = sorted(health["cut"].items(), key=lambda entry: -entry[1])[:10]
         said.append(
@@ -478,14 +394,14 @@ def _health_said(health: dict[str, Any]) -> list[str]:
         )
     if health["too_long"]:
         said.append(f"Too long: {too_long_said(health['too_long'])}")
-    said += [f"Node {host} failed all {count} runs that it got" for host, count in health["failing_nodes"].items()]
+    said += [f"Node {host} failed all of {counted(count, 'run')}" for host, count in health["failing_nodes"].items()]
     return said
 
 
 def _read(name: str) -> tuple[Any, Any, list[dict[str, Any]]]:
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_record
-    from deephyper_balsam.results import read_lines
+    from deephyper_balsam.results.table import read_lines
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.record import find_record
 
     gateway = Gateway()
     record = find_record(gateway, name)

@@ -5,29 +5,25 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from deephyper_balsam.cli import Group
+from deephyper_balsam.cli.server_backup import backup, restore
+from deephyper_balsam.cli.stacks import directory, existing_stack, stack_in
+from deephyper_balsam.cli.users import token, user
 from deephyper_balsam.errors import InputError
 
 if TYPE_CHECKING:
-    from deephyper_balsam.sites.local import LocalStack, StackStatus
-
-_DEFAULT_DIR = "balsam"
-_directory = click.option(
-    "--dir",
-    "directory",
-    type=click.Path(path_type=Path),
-    default=_DEFAULT_DIR,
-    show_default="./balsam",
-    help="The folder that holds all of it.",
-)
+    from deephyper_balsam.server.stack import StackStatus
 
 
-@click.group()
+@click.group(cls=Group)
 def server() -> None:
-    """Run a Balsam server of your own on this machine: PostgreSQL, Balsam's API on 127.0.0.1, a site and its agent.
+    """Run a Balsam server of your own on this machine: PostgreSQL, Balsam's API, a site and its agent.
+
+    Other accounts of the machine cannot reach it.
 
     It needs no root, no container and no installed database, and it lives in one folder.
 
@@ -40,38 +36,65 @@ def server() -> None:
     """
 
 
+server.add_command(user)
+server.add_command(token)
+server.add_command(backup)
+server.add_command(restore)
+
+
 @server.command()
-@_directory
-@click.option("--site-name", default="local", show_default=True, help="The name of the Balsam site, when it is made.")
+@directory
+@click.option("--site-name", help="The name of the Balsam site, when it is made. [default: that of its config]")
+@click.option(
+    "--config",
+    help="What the site is made of: a name from `site configs`, or the path of a folder of your own. [default: local, "
+    "which is this machine]",
+)
+@click.option("-A", "--project", help="What the site charges, where its config says YOUR_PROJECT.")
+@click.option("-q", "--queue", help="Where it submits, where its config says YOUR_PARTITION or YOUR_QUEUE.")
 @click.option("--no-site", is_flag=True, help="Start the server alone, without a site.")
-@click.option("--takeover", is_flag=True, help="Start although another machine, which is gone, is recorded to run it.")
-def up(directory: Path, site_name: str, no_site: bool, takeover: bool) -> None:
+@click.option("--takeover", is_flag=True, help="Do not wait for a sign of life of another host that ran it.")
+@click.option(
+    "--listen",
+    metavar="auto|ADDRESS|INTERFACE|none",
+    help="Let other hosts, such as compute nodes, reach it over TLS: auto takes the address that they would use. It "
+    "stays so until none is given.",
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="The port for --listen [default: one that is free].")
+@click.option(
+    "--data",
+    metavar="node-local[:FOLDER]|shared",
+    help="Keep the database on a fast local disk of this host and ship its log to the server's folder, or keep it in "
+    "that folder [default: as last time; at first shared].",
+)
+def up(directory: Path, no_site: bool, **options: Any) -> None:
     """Start it, or whatever of it does not run. The same command mends a stack after a crash or a reboot.
 
     \b
     Example:
       deephyper-balsam server up --dir ./balsam
+      deephyper-balsam server up --dir ./balsam --listen auto --config slurm --project PROJECT --queue PARTITION
     """
-    stack = _stack(directory)
-    _show(stack.up(site_name=site_name, site=not no_site, takeover=takeover))
+    _show(stack_in(directory).up(site=not no_site, **options))
 
 
 @server.command()
-@_directory
-def down(directory: Path) -> None:
+@directory
+@click.option("--on-other-host", is_flag=True, help="Stop it also where another host runs it.")
+def down(directory: Path, on_other_host: bool) -> None:
     """Stop all of it, evaluations that run included. The data stays, and `up` brings the same jobs back.
 
     \b
     Example:
       deephyper-balsam server down --dir ./balsam
     """
-    stack = _existing(directory)
-    stack.down()
+    stack = existing_stack(directory)
+    stack.down(on_other_host=on_other_host)
     click.echo(f"Stopped. The data is in {stack.folder}.")
 
 
 @server.command()
-@_directory
+@directory
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: url, env, running, processes, site, ...")
 def status(directory: Path, as_json: bool) -> None:
     """Show what runs, and how to point Balsam's own commands at it.
@@ -80,7 +103,7 @@ def status(directory: Path, as_json: bool) -> None:
     Example:
       deephyper-balsam server status --dir ./balsam --json
     """
-    found = _existing(directory).status()
+    found = existing_stack(directory).status()
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -88,20 +111,20 @@ def status(directory: Path, as_json: bool) -> None:
 
 
 @server.command()
-@_directory
+@directory
 def env(directory: Path) -> None:
-    """Print the export lines that point Balsam's own commands at it.
+    """Print the export lines that point Balsam's own commands at it, past any proxy.
 
     \b
     Example:
       eval "$(deephyper-balsam server env --dir ./balsam)"
     """
-    for line in _exports(_existing(directory).env):
+    for line in _exports(existing_stack(directory).env):
         click.echo(line)
 
 
 @server.command()
-@_directory
+@directory
 @click.option("-n", "--lines", type=click.IntRange(min=1), default=20, show_default=True, help="Lines of each log.")
 @click.argument("name", required=False)
 def logs(directory: Path, lines: int, name: str | None) -> None:
@@ -111,7 +134,7 @@ def logs(directory: Path, lines: int, name: str | None) -> None:
     Example:
       deephyper-balsam server logs --dir ./balsam -n 50 agent
     """
-    stack = _existing(directory)
+    stack = existing_stack(directory)
     paths = {path.stem: path for path in sorted(stack.logs.glob("*.log"))}
     paths.update((path.stem, path) for path in sorted((stack.site_path / "log").glob("*.log")))
     if name is not None and name not in paths:
@@ -122,35 +145,27 @@ def logs(directory: Path, lines: int, name: str | None) -> None:
             click.echo(line)
 
 
-def _stack(directory: Path) -> LocalStack:
-    from deephyper_balsam.sites.local import LocalStack
-
-    return LocalStack(directory)
-
-
-def _existing(directory: Path) -> LocalStack:
-    stack = _stack(directory)
-    if not stack.exists:
-        raise InputError(
-            f"There is no Balsam server in {stack.folder}. Start one with "
-            f"`deephyper-balsam server up --dir {shlex.quote(str(directory))}`, or name its folder with --dir."
-        )
-    return stack
-
-
 def _exports(variables: dict[str, str]) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def _show(found: StackStatus) -> None:
+    if found.elsewhere is not None:
+        click.echo(f"The Balsam server in {found.folder} was started on {found.elsewhere}: ask there what runs.")
+        return
     state = "runs" if found.running else "is stopped" if found.stopped else "runs in part: `server up` mends it"
     click.echo(f"The Balsam server in {found.folder} {state}.")
     if found.url:
         click.echo(f"  API       {found.url}")
+    if found.reason:
+        click.echo(f"            {found.reason}; other hosts reach it over TLS with the files beside client.yml")
     if found.site:
         click.echo(f"  site      {found.site.name} (id {found.site.id}) in {found.site.path}")
     for process in found.processes:
-        click.echo(f"  {process.name:9} {f'pid {process.pid}' if process.running else 'stopped':12} log {process.log}")
+        word = "stopped" if process.pid is None else f"pid {process.pid}"
+        click.echo(f"  {process.name:9} {word:12} log {process.log}")
+        if process.fault is not None:
+            click.echo(f"  {'':9} it runs, but {process.fault}: `deephyper-balsam server up` starts it again")
     if found.launchers:
         click.echo(f"  launchers {found.launchers}")
     if found.running:

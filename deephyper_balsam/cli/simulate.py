@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deephyper_balsam.cli import EXIT_NO_RESULT
 from deephyper_balsam.cli.common import echo_json, json_option
+from deephyper_balsam.cli.methods import method_options, of_method
+from deephyper_balsam.common.wording import counted
+from deephyper_balsam.errors import InputError
+
+if TYPE_CHECKING:
+    from deephyper_balsam.node.worker import RunFunction, RunningJob
 
 
 @click.command()
@@ -24,6 +35,12 @@ from deephyper_balsam.cli.common import echo_json, json_option
 )
 @click.option("--max-evals", type=click.IntRange(min=1), help="End after so many evaluations.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Makes it repeatable.")
+@method_options
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where what the run function prints goes. [default: nowhere]",
+)
 @json_option
 def simulate(
     problem: str,
@@ -35,7 +52,9 @@ def simulate(
     method: str,
     max_evals: int | None,
     seed: int,
+    output: Path | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Search on a virtual clock: how busy would N workers be, and what would be found? Nothing is sent anywhere.
 
@@ -46,19 +65,21 @@ def simulate(
     Example:
       deephyper-balsam simulate --problem ackley --workers 128 --minutes 30 --duration-mean 60 --duration-std 20
     """
-    from deephyper_balsam.apps import resolve_problem, resolve_run
-    from deephyper_balsam.evaluators.simulated import normal_durations, own_durations
-    from deephyper_balsam.simulation import simulate as run_simulation
-    from deephyper_balsam.worker import make_run_function
+    from deephyper_balsam.driver.simulated_session import normal_durations, own_durations
+    from deephyper_balsam.driver.simulation import simulate as run_simulation
+    from deephyper_balsam.node.shell_command import nothing_left_behind
+    from deephyper_balsam.node.worker import make_run_function
+    from deephyper_balsam.store.applications import resolve_problem, resolve_run
 
     space = resolve_problem(problem)
     space.check()
     spec = resolve_run(run_target or problem)
+    space = space.as_run_by(spec)
     durations = own_durations if duration_mean is None else normal_durations(duration_mean, duration_std, seed)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _output(output) as apart, nothing_left_behind():
         report = run_simulation(
             space,
-            make_run_function(spec, Path(folder)),
+            apart(make_run_function(spec, Path(folder))),
             method=method,
             workers=workers,
             minutes=minutes,
@@ -66,16 +87,18 @@ def simulate(
             seed=seed,
             max_evals=max_evals,
             on_progress=_Progress(minutes),
+            **of_method(given),
         )
     if as_json:
         echo_json(report.to_dict())
     else:
-        best = "none" if report.best_objective is None else f"{report.best_objective:.6g}"
+        number = report.best_loss if report.minimize else report.best_objective
+        best = "none" if number is None else f"{number:.6g}"
         for name, value in (
             ("workers", f"{workers} for {minutes:g} virtual minutes"),
             ("utilization", f"{report.utilization:.4f}"),
             ("evaluations", f"{report.evaluations} ({report.failures} failed)"),
-            ("best objective", best),
+            ("best loss" if report.minimize else "best objective", best),
             (
                 "manager",
                 f"{report.manager_seconds:.2f} s (tell {report.tell_seconds:.2f}, ask {report.ask_seconds:.2f})",
@@ -89,6 +112,36 @@ def simulate(
         raise click.exceptions.Exit(EXIT_NO_RESULT)
 
 
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[Callable[[RunFunction], RunFunction]]:
+    """Yield what sends the output of a run function, and of what it starts, to a file, apart from ours."""
+    try:
+        file = (path or Path(os.devnull)).open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
+
+    def apart(run: RunFunction) -> RunFunction:
+        def call(job: RunningJob) -> Any:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            kept = [(number, os.dup(number)) for number in (1, 2)]
+            try:
+                for number, _ in kept:
+                    os.dup2(file.fileno(), number)
+                with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                    return run(job)
+            finally:
+                file.flush()
+                for number, copy in kept:
+                    os.dup2(copy, number)
+                    os.close(copy)
+
+        return call
+
+    with file:
+        yield apart
+
+
 class _Progress:
     """Says now and then how far the virtual clock is."""
 
@@ -99,5 +152,5 @@ class _Progress:
 
     def __call__(self, minute: float, evaluations: int) -> None:
         if time.monotonic() - self._said_at > self._every_s:
-            click.echo(f"minute {minute:.1f} of {self._minutes:g}, {evaluations} evaluations", err=True)
+            click.echo(f"minute {minute:.1f} of {self._minutes:g}, {counted(evaluations, 'evaluation')}", err=True)
             self._said_at = time.monotonic()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 
 import click
 
+from deephyper_balsam.cli import Group
 from deephyper_balsam.errors import BalsamError
 
 
-@click.group()
+@click.group(cls=Group)
 def site() -> None:
     """Set up Balsam sites: the place on a machine where jobs run.
 
@@ -57,7 +59,7 @@ def init(path: Path, config: str, name: str, project: str | None, queue: str | N
     made = init_site(path, config, name, project=project, queue=queue)
     click.echo(f"Made the Balsam site {made.name} (id {made.id}) in {made.path}.")
     click.echo(f"Look through {made.path / 'settings.yml'}, then start its agent:")
-    click.echo(f"  cd {made.path} && balsam site start")
+    click.echo(f"  env BALSAM_SITE_PATH={quote(str(made.path))} balsam site start")  # it may name another site
 
 
 @site.command()
@@ -66,6 +68,8 @@ def init(path: Path, config: str, name: str, project: str | None, queue: str | N
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list: name, ok, detail.")
 def check(path: Path, imports: tuple[str, ...], as_json: bool) -> None:
     """Check the Balsam site in PATH: settings, names to fill in, folders, commands, packages, the API, clock, agent.
+
+    Within an allocation it also tries from every node whether it reaches the API.
 
     \b
     Example:

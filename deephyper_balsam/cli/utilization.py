@@ -11,7 +11,7 @@ import click
 from deephyper_balsam.cli.common import echo_json, echo_table, json_option
 
 if TYPE_CHECKING:
-    from deephyper_balsam.ledger import Ledger
+    from deephyper_balsam.monitor.node_hours import NodeHours
 
 _FILE = click.Path(path_type=Path)
 _SAID = {
@@ -42,39 +42,42 @@ def utilization(name: str, output: Path | None, as_json: bool) -> None:
     Example:
       deephyper-balsam search utilization digits-1
     """
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.ledger import account
-    from deephyper_balsam.record import find_record
-    from deephyper_balsam.traces import read_trace
+    from deephyper_balsam.monitor.node_hours import count_node_hours
+    from deephyper_balsam.monitor.timeline import read_timeline
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.record import find_record
 
     if output is not None:
-        from deephyper_balsam.analysis.drawing import check_drawing
+        from deephyper_balsam.results.analysis.drawing import check_drawing
 
         check_drawing(output)
     gateway = Gateway()
-    ledger = account(read_trace(gateway, find_record(gateway, name)))
+    hours = count_node_hours(read_timeline(gateway, find_record(gateway, name)))
     if as_json:
-        echo_json(ledger.to_dict())
+        echo_json(hours.to_dict())
     else:
-        _say(name, ledger)
+        _say(name, hours)
     if output is not None:
-        from deephyper_balsam.analysis.drawing import draw
-        from deephyper_balsam.analysis.look import spec
-        from deephyper_balsam.analysis.node_hours import DESCRIPTION, node_hours
-        from deephyper_balsam.results import write_whole
+        from deephyper_balsam.results.analysis.drawing import draw
+        from deephyper_balsam.results.analysis.look import spec
+        from deephyper_balsam.results.analysis.node_hours import DESCRIPTION, node_hours
+        from deephyper_balsam.results.table import write_whole
 
-        write_whole(output, draw(spec(node_hours(ledger), DESCRIPTION, width=480), output.suffix.lower()))
+        write_whole(output, draw(spec(node_hours(hours), DESCRIPTION, width=480), output.suffix.lower()))
         click.echo(f"Figure written to {output}", err=True)
 
 
-def _say(name: str, ledger: Ledger) -> None:
-    if not ledger.total:
+def _say(name: str, hours: NodeHours) -> None:
+    if not hours.total:
         click.echo(f"Search {name}: no allocation of it has run yet.")
     else:
-        click.echo(f"Search {name}: {ledger.utilization:.1%} of {ledger.total:.4g} node-hours were useful.\n")
+        click.echo(
+            f"Search {name}: nodes {hours.busy:.1%} busy with runs, {hours.utilization:.1%} with useful ones, in "
+            f"{hours.total:.4g} node-hours.\n"
+        )
         rows = [
-            {"": kind, "node-hours": f"{hours:.4g}", "share": f"{hours / ledger.total:6.1%}", "what": _SAID[kind]}
-            for kind, hours in ledger.by_kind.items()
+            {"": kind, "node-hours": f"{lasted:.4g}", "share": f"{lasted / hours.total:6.1%}", "what": _SAID[kind]}
+            for kind, lasted in hours.by_kind.items()
         ]
         echo_table(rows, ("", "node-hours", "share", "what"), False, "")
         click.echo()
@@ -88,9 +91,9 @@ def _say(name: str, ledger: Ledger) -> None:
                 "useful": f"{one['useful'] / one['node_hours']:.1%}" if one["node_hours"] else "",
                 "most idle by": max(list(_SAID)[3:], key=lambda cause: float(one[cause])),
             }
-            for one in ledger.by_allocation
+            for one in hours.by_allocation
         ]
         columns = ("BatchJob", "site", "nodes", "began", "minutes", "useful", "most idle by")
         echo_table(each, columns, False, "")
-    if ledger.waited * 60 >= 0.1:
-        click.echo(f"\nA driver was at work for {60 * ledger.waited:.1f} minutes in which no allocation ran.")
+    if hours.waited * 60 >= 0.1:
+        click.echo(f"\nA driver was at work for {60 * hours.waited:.1f} minutes in which no allocation ran.")

@@ -15,9 +15,9 @@ from deephyper_balsam.errors import NotLoggedInError, UnreachableError
 
 if TYPE_CHECKING:
     from deephyper_balsam.cli.progress import LiveView
-    from deephyper_balsam.following import Follower
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.picture import Picture
+    from deephyper_balsam.monitor.follower import Follower
+    from deephyper_balsam.monitor.search_snapshot import SearchSnapshot
+    from deephyper_balsam.store.gateway import Gateway
 
 _LONGEST_PAUSE_S = 30.0
 
@@ -45,9 +45,9 @@ def watch(name: str, every_s: float, follow: bool) -> None:
     """
     from deephyper_balsam.cli.progress import LiveView, live_console
     from deephyper_balsam.cli.screen import one_line
-    from deephyper_balsam.following import Follower
-    from deephyper_balsam.gateway import Gateway
-    from deephyper_balsam.record import find_record
+    from deephyper_balsam.monitor.follower import Follower
+    from deephyper_balsam.store.gateway import Gateway
+    from deephyper_balsam.store.record import find_record
 
     def end(_signum: int, _frame: Any) -> None:
         raise KeyboardInterrupt  # as Ctrl-C: the terminal gets its own screen back
@@ -59,27 +59,27 @@ def watch(name: str, every_s: float, follow: bool) -> None:
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with LiveView(console) as view:
-            picture = _patiently(gateway, follower, view)
+            snapshot = _patiently(gateway, follower, view)
             while True:
-                view.show(picture)
-                if picture.complete and not follow:
+                view.show(snapshot)
+                if snapshot.complete and not follow:
                     break
                 time.sleep(every_s)
-                picture = _patiently(gateway, follower, view)
+                snapshot = _patiently(gateway, follower, view)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if console.is_terminal:
-        click.echo(one_line(picture))
+        click.echo(one_line(snapshot))
     click.echo(f"The search {name} is complete: deephyper-balsam search best {name}")
 
 
-def _patiently(gateway: Gateway, follower: Follower, view: LiveView) -> Picture:
+def _patiently(gateway: Gateway, follower: Follower, view: LiveView) -> SearchSnapshot:
     """Look until Balsam answers, with pauses that grow; what was shown last stays meanwhile."""
     pause_s = 1.0
     while True:
         try:
-            picture = follower.look()
+            snapshot = follower.look()
         except (UnreachableError, NotLoggedInError) as error:
             view.note(f"{error} Trying again.")
             time.sleep(pause_s)
@@ -88,4 +88,4 @@ def _patiently(gateway: Gateway, follower: Follower, view: LiveView) -> Picture:
                 gateway.reconnect()
         else:
             view.note(None)
-            return picture
+            return snapshot

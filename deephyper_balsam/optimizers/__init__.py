@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 
 if TYPE_CHECKING:
     from deephyper_balsam.optimizers.base import Optimizer

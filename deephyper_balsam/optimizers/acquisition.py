@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.space import CATEGORICAL, CONSTANT, INTEGER, REAL, Encoder
+from deephyper_balsam.problem.space import CATEGORICAL, CONSTANT, INTEGER, REAL, Encoder
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -192,6 +192,8 @@ class Neighbourhood:
             Canonical rows, shape (m, d).
         scales
             Standard deviation of a move in each row, shape (m,).
+        rng
+            Where the moves are drawn from.
         """
         m, d = parents.shape
         base = self.filled(parents, rng)

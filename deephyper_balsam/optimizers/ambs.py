@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
-import functools
 import logging
 import math
-import threading
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from deephyper_balsam.errors import SettingsError
 from deephyper_balsam.optimizers.acquisition import (
@@ -24,12 +18,15 @@ from deephyper_balsam.optimizers.acquisition import (
     Neighbourhood,
     unit_design,
 )
+from deephyper_balsam.optimizers.background import Learner, Lesson, Taught, make_model, one_thread
 from deephyper_balsam.optimizers.base import HistoryOptimizer, Suggestion
+from deephyper_balsam.optimizers.hedge import Hedge
 from deephyper_balsam.optimizers.model import Losses, Model, Teacher
 from deephyper_balsam.optimizers.surrogates import SURROGATES
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.space import FloatArray
-from deephyper_balsam.trial import Origin, Trial
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.problem.shorthands import is_number
+from deephyper_balsam.problem.space import FloatArray
+from deephyper_balsam.trial import Origin, Trial, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +52,6 @@ _ASKED_A_BLOCK = 64
 
 What is chosen together differs by the criterion that each trial draws; only the lies about one another are missing.
 """
-_MOST_LIES = 512
-"""Most running trials that a fresh model is told lies about, the latest ones; each costs one pass over the pool."""
 
 
 class AMBS(HistoryOptimizer):
@@ -130,8 +125,8 @@ class AMBS(HistoryOptimizer):
         _check_choice("initial_design", initial_design, INITIAL_DESIGNS)
         _check_number("kappa", kappa)
         _check_number("xi", xi)
-        _check_count("num_initial", num_initial)
-        _check_count("max_evals", max_evals)
+        num_initial = _count("num_initial", num_initial)
+        max_evals = _count("max_evals", max_evals)
         if not isinstance(background, bool):
             raise SettingsError(f"`background` must be true or false, but got {background!r}.")
         super().__init__(problem, seed=seed, num_workers=num_workers)
@@ -146,7 +141,7 @@ class AMBS(HistoryOptimizer):
         self.num_initial = num_initial or _default_initial(near.free, num_workers, max_evals)
         pool_size = 512 if num_workers == 1 else 1024
         self._teacher = Teacher(near, surrogate, pool_size, self._seed)
-        self._hedge = _Hedge() if acq_func == "gp_hedge" else None
+        self._hedge = Hedge() if acq_func == "gp_hedge" else None
         self._branching = [int(j) for j in np.flatnonzero(near.categorical) if j in self._encoder.parents]
         self._neglected: tuple[int, tuple[Criterion, ...]] | None = None
         self._design: FloatArray | None = None
@@ -154,13 +149,13 @@ class AMBS(HistoryOptimizer):
         self._made_at: dict[int, int] = {}  # results that a model learnt -> results told when it was made
         self._model: Model | None = None
         self._model_used = True
-        self._thread: _Learner | None = None
+        self._thread: Learner | None = None
 
     # -- ask -----------------------------------------------------------------------------------------------------------
 
     def ask(self, n: int = 1) -> list[Trial]:
         """The next `n` trials; see `Optimizer`. Scores a pool; fits nothing that `tell` could have fitted."""
-        with _one_thread():
+        with one_thread():
             trials = super().ask(n)
             self._pend_new(trials)
         self._told_at.update((trial.number, trial.origin.told) for trial in trials)
@@ -285,7 +280,7 @@ class AMBS(HistoryOptimizer):
             self._learn_hedge(new)
         if self._background:
             if self._thread is None:
-                self._thread = _Learner(self._teacher, self._liar_strategy)
+                self._thread = Learner(self._teacher, self._liar_strategy)
             self._thread.learn(self._lesson())
             return
         complete = self._history.num_pending == 0 and self._history.numbers[-1] >= 0
@@ -319,7 +314,7 @@ class AMBS(HistoryOptimizer):
             draw = None if told is None else float(self.rng_for(int(number), _HEDGE_STREAM).random())
             self._hedge.learn(told, draw, float(objective))
 
-    def _lesson(self) -> _Lesson:
+    def _lesson(self) -> Lesson:
         # The arrays only grow and told rows never change, so a view is a safe snapshot for another thread.
         count = self._to_learn
         losses = -self._history.y[:count]  # the one place where the objective's sign is turned
@@ -330,13 +325,13 @@ class AMBS(HistoryOptimizer):
         numbers, rows = numbers[order], rows[order]
         made_at = self._made_at.setdefault(count, self.num_told)
         early = np.array([self._told_at.get(int(k), 0) < made_at for k in numbers], dtype=bool)
-        return _Lesson(Losses(self._history.X[:count], losses), self._criteria(count), numbers, rows, early)
+        return Lesson(Losses(self._history.X[:count], losses), self._criteria(count), numbers, rows, early)
 
     def _update(self) -> None:
-        self._install(_taught(self._teacher, self._lesson(), self._liar_strategy))
+        self._install(make_model(self._teacher, self._lesson(), self._liar_strategy))
         self._model_used = False
 
-    def _install(self, taught: _Taught) -> None:
+    def _install(self, taught: Taught) -> None:
         self._model = taught.model
         if self._thread is not None:
             # Trials asked while the thread was learning are not in its lesson.
@@ -379,150 +374,6 @@ class AMBS(HistoryOptimizer):
             self._thread = None
 
 
-@dataclass(frozen=True)
-class _Lesson:
-    """What a model is made from: results, and running trials by number; `early` ran when the last result was told."""
-
-    history: Losses
-    criteria: tuple[Criterion, ...]
-    numbers: np.ndarray[Any, np.dtype[np.int64]]
-    rows: FloatArray
-    early: np.ndarray[Any, np.dtype[np.bool_]]
-
-
-@dataclass(frozen=True)
-class _Taught:
-    model: Model
-    numbers: np.ndarray[Any, np.dtype[np.int64]]
-
-
-def _taught(teacher: Teacher, lesson: _Lesson, liar_strategy: str) -> _Taught:
-    """A model that knows the running trials, in the order and the groups in which an uninterrupted search told it."""
-    with _one_thread():
-        model = teacher.learn(lesson.history, lesson.criteria)
-        encoder = teacher.near.encoder
-        for rows in (lesson.rows[lesson.early][-_MOST_LIES:], lesson.rows[~lesson.early]):
-            model.pend_rows(rows, encoder.keys(rows), liar_strategy)
-    return _Taught(model, lesson.numbers)
-
-
-@functools.cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """Keep linear algebra on one thread: on the small matrices of a model, several threads wait for one another.
-
-    Ten to twenty times slower was measured on a busy machine; and sums in another order give another model.
-    """
-    return _thread_pools().limit(limits=1)  # type: ignore[no-any-return]
-
-
-class _Learner:
-    """A thread that learns the newest lesson; lessons that come while it learns replace one another."""
-
-    def __init__(self, teacher: Teacher, liar_strategy: str) -> None:
-        self._teacher = teacher
-        self._liar_strategy = liar_strategy
-        self._changed = threading.Condition()
-        self._lesson: _Lesson | None = None
-        self._ready: _Taught | None = None
-        self._busy = False
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="ambs-model", daemon=True)
-        self._thread.start()
-
-    def learn(self, lesson: _Lesson) -> None:
-        """Hand over a lesson and return at once."""
-        with self._changed:
-            self._lesson = lesson
-            self._changed.notify_all()
-
-    def take(self) -> _Taught | None:
-        """The newest model if it was not taken yet."""
-        with self._changed:
-            ready, self._ready = self._ready, None
-            return ready
-
-    def wait(self, timeout_s: float | None) -> bool:
-        """Block until there is nothing to learn."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._closed or (self._lesson is None and not self._busy), timeout_s)
-
-    def close(self) -> None:
-        """End after the current fit."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._lesson is not None)
-                if self._closed:
-                    return
-                lesson, self._lesson, self._busy = self._lesson, None, True
-            assert lesson is not None
-            taught: _Taught | None = None
-            try:
-                taught = _taught(self._teacher, lesson, self._liar_strategy)
-            except Exception:
-                log.exception(
-                    "No model could be made of %d results; the search goes on with the last.",
-                    len(lesson.history),
-                )
-            with self._changed:
-                if taught is not None:
-                    self._ready = taught
-                self._busy = False
-                self._changed.notify_all()
-
-
-class _Hedge:
-    """Chooses among acquisition functions by what each one's trials were worth (Exp3, Auer et al. 2002, after GP-Hedge,
-    Hoffman et al. 2011).
-
-    A trial is worth the share of earlier objectives that it beats. The gains after each result are kept, so that the
-    choice made for any past trial can be found again from the results told before it.
-    """
-
-    _RATE = 0.2
-
-    def __init__(self) -> None:
-        self._gains: list[tuple[float, ...]] = [(0.0,) * len(HEDGED)]
-        self._sorted: list[float] = []
-
-    def _probabilities(self, told: int) -> list[float]:
-        gains = self._gains[min(told, len(self._gains) - 1)]
-        top = max(gains)
-        weights = [math.exp(self._RATE * (gain - top)) for gain in gains]
-        total = sum(weights)
-        return [0.9 * weight / total + 0.1 / len(weights) for weight in weights]
-
-    def arm(self, told: int, draw: float) -> int:
-        """The acquisition function for a trial asked after `told` results, by a uniform `draw`."""
-        for index, probability in enumerate(self._probabilities(told)):
-            draw -= probability
-            if draw < 0:
-                return index
-        return len(HEDGED) - 1
-
-    def learn(self, told: int | None, draw: float | None, objective: float) -> None:
-        """Count one result; `told` and `draw` are those of its trial, None for a point from elsewhere."""
-        worth = 0.0
-        if not math.isnan(objective):
-            place = bisect.bisect_left(self._sorted, objective)
-            worth = place / len(self._sorted) if self._sorted else 0.0
-            self._sorted.insert(place, objective)
-        gains = list(self._gains[-1])
-        if told is not None and draw is not None:
-            arm = self.arm(told, draw)
-            gains[arm] += worth / self._probabilities(told)[arm] / len(HEDGED)
-        self._gains.append(tuple(gains))
-
-
 def _default_initial(free: int, num_workers: int, max_evals: int | None) -> int:
     """Twice the dimension, between 5 and 20, one a worker at least, and at most a third of the budget."""
     count = max(min(max(2 * free, 5), 20), num_workers)
@@ -534,11 +385,10 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise SettingsError(f"`{name}` must be one of {', '.join(allowed)}, but got {value!r}.")
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+def _check_number(name: str, value: Any) -> None:
+    if not is_number(value) or not 0 <= value < math.inf:
         raise SettingsError(f"`{name}` must be a finite number of at least 0, but got {value!r}.")
 
 
-def _check_count(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise SettingsError(f"`{name}` must be a whole number of at least 1, or None, but got {value!r}.")
+def _count(name: str, value: int | None) -> int | None:
+    return None if value is None else whole_number(name, value, 1, SettingsError)

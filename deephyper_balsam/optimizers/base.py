@@ -7,13 +7,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from deephyper_balsam.common.wording import counted
 from deephyper_balsam.errors import ProblemError, SettingsError, TellError
 from deephyper_balsam.optimizers.history import History
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.space import FloatArray
-from deephyper_balsam.trial import Config, Origin, Result, Trial
+from deephyper_balsam.optimizers.leftover import Leftover
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.problem.space import FloatArray
+from deephyper_balsam.trial import Config, Origin, Result, Trial, whole_number
 
 if TYPE_CHECKING:
     import skopt
@@ -84,7 +85,7 @@ class Optimizer(Protocol):
         """Put a configuration first in line, as a trial of the kind ``"user"``; False if it is known already."""
         ...
 
-    def tell(self, results: Iterable[Result]) -> None:
+    def tell(self, results: Iterable[Result] | Result) -> None:
         """Learn results."""
         ...
 
@@ -93,7 +94,7 @@ class Optimizer(Protocol):
         ...
 
     def restore(self, trials: Sequence[Trial], results: Sequence[Result], withdrawn: Iterable[int] = ()) -> None:
-        """Take over what an earlier life asked, and was told, in that order."""
+        """Take over what an earlier driver asked, and was told, in that order."""
         ...
 
     def to_skopt(self) -> skopt.OptimizeResult:
@@ -134,8 +135,7 @@ class HistoryOptimizer:
 
     def __init__(self, problem: HpProblem, *, seed: int | None = None, num_workers: int = 1) -> None:
         self._seed = _checked_seed(seed)
-        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
-            raise SettingsError(f"`num_workers >= 1` must hold, but got (num_workers={num_workers!r}).")
+        num_workers = whole_number("num_workers", num_workers, 1, SettingsError)
         problem.check()
         self._problem = problem
         self._encoder = problem.encoder
@@ -144,7 +144,7 @@ class HistoryOptimizer:
         self._known: dict[bytes, int] = {}  # key -> how many trials and warm starts have it
         self._first_in_line = [(point, "start") for point in problem.starting_points]
         self._exhausted = False
-        self._leftover: _Leftover | None = None
+        self._leftover: Leftover | None = None
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class HistoryOptimizer:
         return len(self._history)
 
     def rng_for(self, number: int, stream: int = 0) -> np.random.Generator:
-        """The random generator of one trial number: the same in every life of the search.
+        """The random generator of one trial number: the same under every driver of the search.
 
         `stream` separates uses of randomness that must not see the same numbers; 0 is the trial itself.
         """
@@ -191,13 +191,12 @@ class HistoryOptimizer:
         SettingsError
             If `n` is not a whole number of at least 0.
         """
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
-            raise SettingsError(f"`n >= 0` must hold for ask(n), but got (n={n!r}).")
-        trials = self._ask_first_in_line(int(n))
+        n = whole_number("n", n, 0, SettingsError)
+        trials = self._ask_first_in_line(n)
         if len(trials) < n:
-            trials += self._admit(self._suggest(int(n) - len(trials)))
+            trials += self._admit(self._suggest(n - len(trials)))
         if len(trials) < n and not self._waits:
-            trials += self._ask_random(int(n) - len(trials))
+            trials += self._ask_random(n - len(trials))
             self._exhausted = len(trials) < n
         return trials
 
@@ -298,7 +297,7 @@ class HistoryOptimizer:
             if tries == _LAST_TRIES:
                 if self._leftover is None:
                     universe = encoder.enumerate(_ENUMERATION_LIMIT)
-                    self._leftover = _Leftover(universe, [] if universe is None else encoder.keys(universe))
+                    self._leftover = Leftover(universe, [] if universe is None else encoder.keys(universe))
                 if self._leftover.rows is not None:
                     return self._leftover.pick(rng, self._known, taken)
             rows = encoder.snap(encoder.from_unit_cube(rng.random((tries, encoder.width))))
@@ -310,8 +309,8 @@ class HistoryOptimizer:
 
     # -- tell ----------------------------------------------------------------------------------------------------------
 
-    def tell(self, results: Iterable[Result]) -> None:
-        """Learn results; see `Optimizer`.
+    def tell(self, results: Iterable[Result] | Result) -> None:
+        """Learn results, or a single one; see `Optimizer`.
 
         Raises
         ------
@@ -320,7 +319,13 @@ class HistoryOptimizer:
         ProblemError
             If the configuration of a warm start is not in the space. Nothing was learnt then.
         """
-        results = list(results)
+        results = [results] if isinstance(results, Result) else list(results)
+        for result in results:
+            if not isinstance(result, Result):
+                raise TellError(
+                    "tell takes Results, such as Result(0, 0.93) or Result(None, 0.9, config={...}), "
+                    f"but got {result!r}."
+                )
         warm_rows = iter(self._warm_rows([result.config or {} for result in results if result.number is None]))
         accepted: list[tuple[Result, FloatArray | None]] = []
         values: dict[int, float | None] = {}
@@ -346,8 +351,8 @@ class HistoryOptimizer:
         state = self._history.state(number)
         if state == "unknown":
             raise TellError(
-                f"Trial {number} was never asked: {self.num_asked} trials were asked, numbered from 0. A point from "
-                "elsewhere is told as Result(None, objective, config={...})."
+                f"Trial {number} was never asked: {counted(self.num_asked, 'trial was', 'trials were')} asked, "
+                "numbered from 0. A point from elsewhere is told as Result(None, objective, config={...})."
             )
         if state == "withdrawn":
             raise TellError(
@@ -399,7 +404,7 @@ class HistoryOptimizer:
     # -- restore -------------------------------------------------------------------------------------------------------
 
     def restore(self, trials: Sequence[Trial], results: Sequence[Result], withdrawn: Iterable[int] = ()) -> None:
-        """Take over an earlier life: all its trials, and its results in the order in which they were told.
+        """Take over from an earlier driver: all its trials, and its results in the order in which they were told.
 
         Parameters
         ----------
@@ -418,7 +423,10 @@ class HistoryOptimizer:
             If a configuration is not in the space. After either error the optimizer is of no more use.
         """
         if self.num_asked or self.num_told:
-            raise TellError(f"`restore` needs a fresh optimizer, but {self.num_asked} trials were asked already.")
+            raise TellError(
+                f"`restore` needs a fresh optimizer, but {counted(self.num_asked, 'trial was', 'trials were')} asked "
+                "already."
+            )
         ordered = sorted(trials, key=lambda trial: trial.number)
         for one, other in pairwise(ordered):
             if one.number == other.number:
@@ -459,59 +467,10 @@ class HistoryOptimizer:
         return f"{type(self).__name__}({self._problem.name!r}, seed={self._seed}, {counts})"
 
 
-class _Leftover:
-    """All configurations of a finite space, to find the last ones without drawing in vain."""
-
-    def __init__(self, rows: FloatArray | None, keys: list[bytes]) -> None:
-        self.rows = rows
-        self._keys = keys
-        self.reset()
-
-    def reset(self) -> None:
-        # next[i]: where to look on for the first free configuration at or after i (a union-find with path compression).
-        self._next: npt.NDArray[np.int64] = np.arange(len(self._keys) + 1)
-
-    def pick(
-        self, rng: np.random.Generator, known: Mapping[bytes, int], taken: Mapping[bytes, None]
-    ) -> tuple[FloatArray, bytes] | None:
-        """The first free one at or after a random place, going round; a function of the draw and of what is known."""
-        assert self.rows is not None
-        if not self._keys:
-            return None
-        start = int(rng.integers(len(self._keys)))
-        for begin in (start, 0):
-            index = self._first_free(begin, known, taken)
-            if index < len(self._keys):
-                return self.rows[index], self._keys[index]
-        return None
-
-    def _first_free(self, index: int, known: Mapping[bytes, int], taken: Mapping[bytes, None]) -> int:
-        path: list[int] = []
-        while index < len(self._keys):
-            following = int(self._next[index])
-            if following == index:
-                key = self._keys[index]
-                if key in known:
-                    following = index + 1
-                elif key in taken:
-                    index += 1  # only for this call: it is not known yet
-                    continue
-                else:
-                    break
-            path.append(index)
-            index = following
-        for seen in path:
-            if self._keys[seen] in known:
-                self._next[seen] = max(int(self._next[seen]), seen + 1)
-        return index
-
-
 def _checked_seed(seed: int | None) -> int:
     if seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise SettingsError(f"`seed` must be a whole number of at least 0, but got {seed!r}.")
-    return int(seed)
+    return whole_number("seed", seed, 0, SettingsError)
 
 
 def _said(objective: Any) -> str:

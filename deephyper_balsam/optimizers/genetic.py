@@ -15,9 +15,10 @@ from deap import base, tools
 
 from deephyper_balsam.errors import SettingsError
 from deephyper_balsam.optimizers.base import HistoryOptimizer, Suggestion
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.space import CATEGORICAL, CONSTANT, Encoder, FloatArray
-from deephyper_balsam.trial import Origin, Trial
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.problem.shorthands import is_number
+from deephyper_balsam.problem.space import CATEGORICAL, CONSTANT, Encoder, FloatArray
+from deephyper_balsam.trial import Origin, Trial, whole_number
 
 _BREED, _REPLACE = 1, 2
 """Streams of randomness: one for a generation, one for a member that was overtaken by a warm start."""
@@ -88,13 +89,12 @@ class GeneticAlgorithm(HistoryOptimizer):
         tournament_size: int = 3,
     ) -> None:
         super().__init__(problem, seed=seed, num_workers=num_workers)
-        self.population = max(num_workers, _FLOOR) if population is None else population
-        if isinstance(self.population, bool) or not isinstance(self.population, int) or self.population < 2:
-            raise SettingsError(f"`population >= 2` must hold, but got (population={population!r}).")
-        if isinstance(tournament_size, bool) or not isinstance(tournament_size, int) or tournament_size < 1:
-            raise SettingsError(f"`tournament_size >= 1` must hold, but got (tournament_size={tournament_size!r}).")
+        if population is None:
+            population = max(self.num_workers, _FLOOR)
+        self.population = whole_number("population", population, 2, SettingsError)
+        tournament_size = whole_number("tournament_size", tournament_size, 1, SettingsError)
         for name, value in (("cx_prob", cx_prob), ("mut_prob", mut_prob)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+            if not is_number(value) or not 0.0 <= value <= 1.0:
                 raise SettingsError(f"`0 <= {name} <= 1` must hold, but got ({name}={value!r}).")
         self.cx_prob, self.mut_prob, self.tournament_size = cx_prob, mut_prob, tournament_size
         # All starting points belong to the first generation, however many they are.

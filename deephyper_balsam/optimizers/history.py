@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from deephyper_balsam.space import BoolArray, FloatArray
+from deephyper_balsam.problem.space import BoolArray, FloatArray
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 

@@ -28,7 +28,7 @@ from deephyper_balsam.optimizers.surrogates import (
     make_surrogate,
     warp,
 )
-from deephyper_balsam.space import CATEGORICAL
+from deephyper_balsam.problem.space import CATEGORICAL
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

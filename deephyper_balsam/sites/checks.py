@@ -1,30 +1,35 @@
-"""Whether a Balsam site is ready for work: settings, folders, commands, packages, API, clock and agent."""
+"""Whether a Balsam site is ready for work: settings, folders, commands, packages, API, clock, agent and nodes."""
 
 from __future__ import annotations
 
 import importlib
 import math
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 import psutil
 import yaml
 
-from deephyper_balsam.errors import DeepHyperBalsamError, InputError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites.configs import PLACEHOLDER, SETTINGS_FILE, SITE_FOLDERS, SITE_ID_FILE
+from deephyper_balsam.errors import DeepHyperBalsamError, InputError, SettingsError
+from deephyper_balsam.sites import queue_limits
+from deephyper_balsam.sites.agent import PID_FILE, Agent
+from deephyper_balsam.sites.configs import (
+    PLACEHOLDER,
+    SETTINGS_FILE,
+    SITE_FOLDERS,
+    SITE_ID_FILE,
+    read_settings,
+)
+from deephyper_balsam.sites.reach import allocation_of, try_from_nodes
+from deephyper_balsam.store.gateway import Gateway
 
 _AGENT_SILENT_S = 120.0
 _CLOCK_SKEW_S = 10.0
@@ -82,7 +87,10 @@ def check_site(path: str | Path, client_path: str | Path | None = None, imports:
     checks = [settings_check, _folders(path)]
     if settings is not None:
         checks += [_template(path, settings), _names(path, settings), _commands(settings)]
-    return [*checks, _packages(imports), *_api_and_agent(site_id, path, client_path)]
+    found = _api_and_agent(site_id, path, client_path)
+    if settings is not None and found[0].ok:
+        found += _nodes(settings, path, client_path)
+    return [*checks, _packages(imports), *found]
 
 
 def _settings(path: Path) -> tuple[Any, Check]:
@@ -90,7 +98,9 @@ def _settings(path: Path) -> tuple[Any, Check]:
 
     file = path / SETTINGS_FILE
     try:
-        settings = Settings(**yaml.safe_load(file.read_text()))
+        settings = Settings(**read_settings(file.read_text(encoding="utf-8"), file))
+    except SettingsError as error:
+        return None, Check("settings", False, _one_line(error))
     except (OSError, TypeError, ValueError, ImportError, yaml.YAMLError) as error:
         return None, Check("settings", False, f"{file}: {_one_line(error)}")
     return settings, Check("settings", True, f"{file} loads")
@@ -129,7 +139,15 @@ def _names(path: Path, settings: Any) -> Check:
         return Check("names", True, "no scheduler")
     if not settings.scheduler.allowed_queues or not settings.scheduler.allowed_projects:
         return Check("names", False, f"{path / SETTINGS_FILE} allows no queue or no project: no BatchJob can be made")
-    queues, projects = settings.scheduler.allowed_queues, settings.scheduler.allowed_projects
+    projects = settings.scheduler.allowed_projects
+    try:
+        ours = queue_limits.read_blocks(path)
+        limits = [
+            queue_limits.from_settings(queue, {**ours.get(queue, {}), **block.dict()})
+            for queue, block in settings.scheduler.allowed_queues.items()
+        ]
+    except (SettingsError, ValueError) as error:
+        return Check("names", False, f"{path / SETTINGS_FILE}: {_one_line(error)}")
     unknown = _unknown_queues(settings.scheduler)
     if unknown:
         return Check(
@@ -137,7 +155,8 @@ def _names(path: Path, settings: Any) -> Check:
             False,
             f"the scheduler has no queue {', '.join(unknown)}: see allowed_queues in {path / SETTINGS_FILE}",
         )
-    return Check("names", True, f"queues {', '.join(queues)}; projects {', '.join(projects)}")
+    allowed = "; ".join(f"{queue.queue} ({queue.in_words})" for queue in limits)
+    return Check("names", True, f"queues {allowed}; projects {', '.join(projects)}")
 
 
 def _unknown_queues(scheduler: Any) -> list[str]:
@@ -167,25 +186,13 @@ def _packages(imports: Sequence[str]) -> Check:
     return Check("packages", True, f"{', '.join([*_PACKAGES, *imports])} in {sys.prefix}")
 
 
-def _clock(client_path: str | Path | None) -> list[Check]:
+def _clock(ahead_s: float | None) -> list[Check]:
     """Compare this machine's clock with the API's: times of jobs come from both. Nothing when it tells no time."""
-    from balsam.config import ClientSettings
-
-    file = Path(client_path) if client_path else ClientSettings.settings_path()
-    try:
-        api_root = str(yaml.safe_load(file.read_text())["api_root"])
-        with urlopen(api_root, timeout=10) as answer:
-            date = answer.headers.get("Date")
-    except HTTPError as error:
-        date = error.headers.get("Date")
-    except (URLError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    if ahead_s is None:
         return []
-    if not date:
-        return []
-    skew_s = datetime.now(timezone.utc).timestamp() - parsedate_to_datetime(date).timestamp()
-    if abs(skew_s) > _CLOCK_SKEW_S:
-        ahead = "ahead of" if skew_s > 0 else "behind"
-        return [Check("clock", False, f"this machine's clock is {abs(skew_s):.0f} s {ahead} the API's: set it by NTP")]
+    if abs(ahead_s) > _CLOCK_SKEW_S:
+        where = "ahead of" if ahead_s < 0 else "behind"
+        return [Check("clock", False, f"this machine's clock is {abs(ahead_s):.0f} s {where} the API's: set it by NTP")]
     return [Check("clock", True, f"within {_CLOCK_SKEW_S:.0f} s of the API's")]
 
 
@@ -200,9 +207,13 @@ def _template(path: Path, settings: Any) -> Check:
         return Check("template", False, f"{file} cannot be read: {_one_line(error)}")
     except Exception as error:  # jinja2's errors, and whatever an expression in it raises
         return Check("template", False, f"{file} cannot be filled: {type(error).__name__}: {_one_line(error)}")
-    bash = subprocess.run(["/bin/bash", "-n"], input=text, capture_output=True, text=True)
+    bash = subprocess.run(["/bin/bash", "-n"], input=text.encode("utf-8", "replace"), capture_output=True)
     if bash.returncode:
-        return Check("template", False, f"{file} makes no script for bash: {' '.join(bash.stderr.split())}")
+        return Check(
+            "template",
+            False,
+            f"{file} makes no script for bash: {' '.join(bash.stderr.decode(errors='replace').split())}",
+        )
     return Check("template", True, f"{file}")
 
 
@@ -250,23 +261,23 @@ def _api_and_agent(site_id: int, path: Path, client_path: str | Path | None) -> 
         api = Check("api", False, f"Balsam has the site {row['name']} in {row['path']}, not in {path}")
     else:
         api = Check("api", True, f"Balsam knows the site as {row['name']} (id {site_id})")
-    return [api, *_clock(client_path), _agent(row["last_refresh"], path)]
+    return [api, *_clock(gateway.clock_ahead_s), _agent(row["last_refresh"], path)]
 
 
 def _agent(last_refresh: str | None, path: Path) -> Check:
-    start = f"start it with `balsam site start` in {path}"
-    file = path / "balsam-service.pid"
+    start = f"start it with `balsam site start` in {path}, where BALSAM_SITE_PATH names no other site"
+    file = path / PID_FILE
     try:
-        host, pid = file.read_text().split()
+        agent = Agent.read(path)
     except FileNotFoundError:
         return Check("agent", False, f"the agent does not run: {start}")
     except (OSError, ValueError):
         return Check("agent", False, f"{file} is not readable: remove it, then {start}")
-    if host == socket.gethostname():
+    if agent.here:
         try:
-            python = Path(psutil.Process(int(pid)).cmdline()[0])
+            python = Path(psutil.Process(agent.pid).cmdline()[0])
         except (psutil.NoSuchProcess, ValueError, IndexError):
-            return Check("agent", False, f"the agent (pid {pid}) is gone: remove {file}, then {start}")
+            return Check("agent", False, f"the agent (pid {agent.pid}) is gone: remove {file}, then {start}")
         except psutil.AccessDenied:  # of another user: nobody can tell
             python = Path(sys.executable)
         if python.is_absolute() and not python.exists():
@@ -275,13 +286,39 @@ def _agent(last_refresh: str | None, path: Path) -> Check:
                 False,
                 f"the agent's Python {python} is gone, and launchers need it: `balsam site stop`, then {start}",
             )
+        if agent.fault is not None:
+            return Check(
+                "agent",
+                False,
+                f"the agent (pid {agent.pid}) runs, but {agent.fault}, and it does not start them again: "
+                f"`balsam site stop`, then {start}; for a local server `deephyper-balsam server up` does both",
+            )
     age_s = math.inf
     if last_refresh is not None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)
         age_s = max(0.0, (now - datetime.fromisoformat(last_refresh)).total_seconds())
     if age_s > _AGENT_SILENT_S:
-        return Check("agent", False, f"the agent on {host} was last heard of {_ago(age_s)}: {start}")
+        heard = f"was last heard of {_ago(age_s)}"
+        if agent.lives:
+            return Check(
+                "agent",
+                False,
+                f"the agent (pid {agent.pid}) runs, but {heard}: the scheduler or Balsam may not answer it; see the "
+                f"newest log in {path / 'log'}. If that does not pass: `balsam site stop`, then {start}",
+            )
+        return Check("agent", False, f"the agent on {agent.host} {heard}: {start}")
     return Check("agent", True, f"the agent reported {age_s:.0f} s ago")
+
+
+def _nodes(settings: Any, path: Path, client_path: str | Path | None) -> list[Check]:
+    """Whether compute nodes reach the API; nothing where this is no allocation."""
+    if allocation_of(settings) is None:
+        return []
+    try:
+        reached, detail = try_from_nodes(settings, path, Gateway(client_path).client_path)
+    except (OSError, ValueError, RuntimeError) as error:  # the scheduler's commands, and what they print
+        return [Check("nodes", False, f"it could not be tried from the nodes: {_one_line(error)}")]
+    return [Check("nodes", reached, detail)]
 
 
 def _ago(age_s: float) -> str:

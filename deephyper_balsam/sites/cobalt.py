@@ -10,13 +10,24 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from balsam.platform.app_run import ThetaAprun
 from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode
 
-from deephyper_balsam.sites.runs import EndsWithAllocation
-from deephyper_balsam.sites.scheduling import BatchScheduler, Job, Request, State, clock_min, queue_of, run_command
+from deephyper_balsam.launcher.patience import Word
+from deephyper_balsam.sites.runs import AllocationRun
+from deephyper_balsam.sites.scheduling import (
+    Answer,
+    BatchScheduler,
+    Job,
+    Request,
+    State,
+    minutes_told,
+    queue_of,
+    queues_of_qstat,
+    run_command,
+)
 
 # qstat(1), "State". A job that failed or ended is not in the queue any more: its .cobaltlog tells of it.
 STATES = {
@@ -51,6 +62,7 @@ def submit_command(request: Request) -> list[str]:
         *("-o", str(request.output)),
         *("-e", str(request.output)),
         *("--debuglog", str(log_of(request.script))),
+        *(() if request.after is None else ("--dependencies", str(request.after))),
         str(request.script),
     ]
 
@@ -103,17 +115,10 @@ def _parse_line(line: str) -> Job | None:
         queue=queue_of(name.strip(), queue),
         project=project,
         num_nodes=int(nodes) if nodes.isdigit() else 0,
-        wall_time_min=_minutes(limit),
-        time_remaining_min=_minutes(left),
-        queued_time_min=_minutes(waited),
+        wall_time_min=minutes_told(limit),
+        time_remaining_min=minutes_told(left),
+        queued_time_min=minutes_told(waited),
     )
-
-
-def _minutes(text: str) -> int:
-    try:
-        return clock_min(text)
-    except ValueError:  # N/A
-        return 0
 
 
 def parse_log(text: str, job_id: int) -> Job | None:
@@ -168,10 +173,8 @@ class CobaltScheduler(BatchScheduler):
 
     @classmethod
     def known_queues(cls) -> set[str] | None:
-        """Ask ``qstat -Q``: a heading, a line, then a queue a line, its name first."""
-        answer = run_command(["qstat", "-Q"])
-        rows = answer.output.splitlines()[2:]
-        return None if answer.code else {row.split()[0] for row in rows if row.strip()}
+        """Ask ``qstat -Q``."""
+        return queues_of_qstat()
 
     @classmethod
     def delete_command(cls, job_id: int) -> list[str]:
@@ -186,8 +189,25 @@ def _listed(command: list[str]) -> list[Job]:
     return parse_queue(answer.output)
 
 
-class ThetaRun(EndsWithAllocation, ThetaAprun):  # type: ignore[misc]
+class ThetaRun(AllocationRun, ThetaAprun):  # type: ignore[misc]
     """A run started by ``aprun``. ``exec`` lets the launcher's signals reach it, whatever preamble there is."""
+
+    job_variable: ClassVar[str] = "COBALT_JOBID"
+    ask_environment: ClassVar[Mapping[str, str] | None] = _HEADER
+
+    @classmethod
+    def ask_command(cls, job_id: int) -> list[str]:
+        """Return the ``qstat`` command."""
+        return job_command(job_id)
+
+    @classmethod
+    def read_answer(cls, answer: Answer, job_id: int) -> Word:
+        """Return what Cobalt says: a job that is killed or preempted, or that leaves, ends."""
+        if answer.code and (answer.code != 1 or answer.said):
+            return Word.AWAY
+        rows = (line.split() for line in answer.output.splitlines())
+        states = [row[1].lower() for row in rows if len(row) > 1 and row[0] == str(job_id)]
+        return Word.ENDS if set(states) & {"exiting", "killing", "preempting"} else Word.RUNS
 
     def _build_cmdline(self) -> str:
         command: Any = super()._build_cmdline()

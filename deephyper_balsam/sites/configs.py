@@ -16,15 +16,30 @@ from typing import Any
 
 import yaml
 
+from deephyper_balsam.common import strict_yaml
+from deephyper_balsam.common.bundled_files import folder
 from deephyper_balsam.errors import InputError, SettingsError, UnknownSiteError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.resources import folder
+from deephyper_balsam.store.gateway import Gateway
 
 SETTINGS_FILE = "settings.yml"
 SITE_ID_FILE = ".balsam-site"
 SITE_FOLDERS = ("log", "qsubmit", "data")
 # What a config leaves to its user begins so: YOUR_PROJECT, YOUR_PARTITION
 PLACEHOLDER = re.compile(r"\bYOUR_[A-Z_]+\b")
+# Settings that are texts, or hold nothing but texts
+_TEXTS = (
+    "allowed_projects",
+    "filter_tags",
+    "job_mode",
+    "job_template_path",
+    "level",
+    "optional_batch_job_params",
+    "serial_mode_startup_params",
+    "sort_by",
+    "submit_project",
+    "submit_queue",
+    "transfer_locations",
+)
 _QUEUE_PLACEHOLDERS = ("YOUR_QUEUE", "YOUR_PARTITION")
 
 
@@ -67,10 +82,7 @@ class SiteConfig:
         """
         source = self.path / SETTINGS_FILE
         text = source.read_text(encoding="utf-8")
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{source} is not YAML: {error}") from error
+        data = read_settings(text, source)
         if not isinstance(data, dict):
             raise SettingsError(
                 f"{source} must hold Balsam's settings as `name: value` lines, but got {type(data).__name__}."
@@ -121,13 +133,33 @@ def site_config(name_or_path: str | Path) -> SiteConfig:
     )
 
 
+def read_settings(text: str, source: Path) -> Any:
+    """Return what a ``settings.yml`` holds, after looking for what YAML reads otherwise than it was meant.
+
+    Balsam reads the same file by itself, so what is misread must be mended there.
+
+    Raises
+    ------
+    SettingsError
+        When the text is no YAML, or a value is not read as it was written.
+    """
+    try:
+        data = strict_yaml.read(text)
+        wrong = list(strict_yaml.surprises(text, _TEXTS))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{source} is not YAML: {error}") from error
+    if wrong:
+        raise SettingsError(f"{source}: {'; '.join(wrong)}.")
+    return data
+
+
 def fill_in(text: str, project: str | None = None, queue: str | None = None) -> str:
-    """Put a project and a queue where a config's settings leave them to the user.
+    """Put a project and a queue where a config's settings leave them to the user; one that they name already is fine.
 
     Raises
     ------
     InputError
-        When a name has characters that no scheduler takes, or the settings have no place for it.
+        When a name has characters that no scheduler takes, or the settings name others themselves.
     """
     for what, value, names in (("project", project, ("YOUR_PROJECT",)), ("queue", queue, _QUEUE_PLACEHOLDERS)):
         if value is None:
@@ -135,7 +167,14 @@ def fill_in(text: str, project: str | None = None, queue: str | None = None) -> 
         if not re.fullmatch(r"[\w.@+-]+", value):
             raise InputError(f"A {what} is one word of letters, digits and . _ - + @, but got {value!r}.")
         if not any(re.search(rf"\b{name}\b", text) for name in names):
-            raise InputError(f"This site config names its {what}s itself: edit {SETTINGS_FILE} instead of giving one.")
+            known = [
+                str(name) for name in (strict_yaml.read(text).get("scheduler") or {}).get(f"allowed_{what}s") or ()
+            ]
+            if value not in known:
+                raise InputError(
+                    f"This site config names its {what}s itself, and {value} is none of them: {', '.join(known)}. "
+                    f"Choose one of these, or edit {SETTINGS_FILE}."
+                )
         for name in names:
             text = re.sub(rf"\b{name}\b", value, text)
     return text
@@ -165,6 +204,11 @@ def init_site(
     project, queue
         What replaces the config's ``YOUR_PROJECT``, and its ``YOUR_QUEUE`` or ``YOUR_PARTITION``.
 
+    Returns
+    -------
+    Site
+        The new site.
+
     Raises
     ------
     InputError
@@ -185,18 +229,12 @@ def init_site(
     if not name.strip():
         raise InputError("A site's name must not be empty.")
 
-    from balsam.config import Settings
+    checked = check_config(config, project=project, queue=queue)
+    return Site(_make_site(Gateway(client_path), path, name, checked.text, checked.template), name, path)
 
-    text = fill_in(config.settings_text(), project, queue)
-    try:
-        settings = Settings(**yaml.safe_load(text))
-    except (ImportError, TypeError, ValueError) as error:  # a class's dotted path may be wrong
-        raise SettingsError(f"Balsam does not accept {config.path / SETTINGS_FILE}: {error}") from error
-    template = config.path / (settings.scheduler.job_template_path if settings.scheduler else "job-template.sh")
-    if not template.is_file():
-        raise SettingsError(f"The site config {config.name} lacks its job template {template}.")
 
-    gateway = Gateway(client_path)
+def _make_site(gateway: Gateway, path: Path, name: str, text: str, template: Path) -> int:
+    """Make the folder and report it to Balsam, or leave nothing; return the site's id."""
     try:
         path.mkdir(parents=False)
     except OSError as error:
@@ -212,7 +250,69 @@ def init_site(
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    return Site(site_id, name, path)
+    return site_id
+
+
+@dataclass(frozen=True)
+class CheckedConfig:
+    """What a new site of a config would have; the site need not exist.
+
+    Attributes
+    ----------
+    name
+        The config's.
+    text
+        The settings as they would be written.
+    settings
+        Balsam's settings, read from `text`.
+    template
+        The job template.
+    """
+
+    name: str
+    text: str
+    settings: Any
+    template: Path
+
+    def queues_and_projects(self) -> dict[str, Any]:
+        """Return what the site would tell Balsam: `name`, `allowed_queues` and `allowed_projects`."""
+        scheduler = read_settings(self.text, self.template.parent / SETTINGS_FILE)["scheduler"] or {}
+        queues = {str(queue): dict(block) for queue, block in (scheduler.get("allowed_queues") or {}).items()}
+        projects = map(str, scheduler.get("allowed_projects") or ())
+        return {
+            "name": self.name,
+            "allowed_queues": {queue: block for queue, block in queues.items() if not PLACEHOLDER.search(queue)},
+            "allowed_projects": [project for project in projects if not PLACEHOLDER.search(project)],
+        }
+
+
+def check_config(
+    config: str | Path | SiteConfig, *, project: str | None = None, queue: str | None = None
+) -> CheckedConfig:
+    """Return what a new site of a config has: settings that Balsam accepts, and a job template that is there.
+
+    Parameters
+    ----------
+    config, project, queue
+        As for `init_site`.
+
+    Raises
+    ------
+    InputError, UnknownSiteError, SettingsError
+        As `init_site`.
+    """
+    from balsam.config import Settings
+
+    config = config if isinstance(config, SiteConfig) else site_config(config)
+    text = fill_in(config.settings_text(), project, queue)
+    try:
+        settings = Settings(**read_settings(text, config.path / SETTINGS_FILE))
+    except (ImportError, TypeError, ValueError) as error:  # a class's dotted path may be wrong
+        raise SettingsError(f"Balsam does not accept {config.path / SETTINGS_FILE}: {error}") from error
+    template = config.path / (settings.scheduler.job_template_path if settings.scheduler else "job-template.sh")
+    if not template.is_file():
+        raise SettingsError(f"The site config {config.name} lacks its job template {template}.")
+    return CheckedConfig(config.name, text, settings, template)
 
 
 def _write_site(path: Path, settings_text: str, template: Path) -> None:
@@ -243,13 +343,34 @@ def render_script(path: Path, batch_job: Mapping[str, Any]) -> str | None:
         When the template cannot be rendered.
     """
     from balsam.config import Settings
-    from balsam.site.script_template import ScriptTemplate
-    from jinja2 import Template, TemplateError
 
     if not os.access(path / SETTINGS_FILE, os.R_OK):
         return None
-    settings = Settings(**yaml.safe_load((path / SETTINGS_FILE).read_text(encoding="utf-8")))
-    template = path / settings.scheduler.job_template_path
+    file = path / SETTINGS_FILE
+    settings = Settings(**read_settings(file.read_text(encoding="utf-8"), file))
+    return render_template(path / settings.scheduler.job_template_path, path, batch_job)
+
+
+def render_template(template: Path, path: Path, batch_job: Mapping[str, Any]) -> str:
+    """Return the script that a job template makes of a BatchJob.
+
+    Parameters
+    ----------
+    template
+        The file.
+    path
+        The site's folder, to which the script changes.
+    batch_job
+        The BatchJob, as Balsam's API takes it.
+
+    Raises
+    ------
+    SettingsError
+        When the template cannot be rendered.
+    """
+    from balsam.site.script_template import ScriptTemplate
+    from jinja2 import Template, TemplateError
+
     values = {
         **{word: batch_job[word] for word in ("project", "queue", "num_nodes", "wall_time_min", "job_mode")},
         **{word: batch_job[word] for word in ("filter_tags", "optional_params")},

@@ -10,24 +10,26 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from balsam.platform import compute_node as balsams
 from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode
 
-from deephyper_balsam.sites.runs import EndsWithAllocation, PinnedRun, launch_options, rank_script
+from deephyper_balsam.launcher.patience import Word
+from deephyper_balsam.sites.runs import AllocationRun, PinnedRun, launch_options, launched
 from deephyper_balsam.sites.scheduling import (
+    Answer,
     BatchScheduler,
     Job,
     Request,
     State,
-    clock_min,
     id_in_last_line,
     local_seconds,
+    minutes_told,
     queue_of,
+    queues_of_qstat,
     run_command,
 )
 
@@ -60,6 +62,7 @@ def submit_command(request: Request) -> list[str]:
         *("-o", str(request.output)),
         *("-j", "oe"),
         *("-k", "doe"),
+        *(() if request.after is None else ("-W", f"depend=afterany:{request.after}")),
         str(request.script),
     ]
 
@@ -118,7 +121,7 @@ def parse_jobs(text: str, now: float) -> list[Job]:
 
 def _parse_entry(number: int, entry: Mapping[str, Any], now: float) -> Job:
     asked = entry.get("Resource_List") or {}
-    limit = _minutes(asked.get("walltime"))
+    limit = minutes_told(asked.get("walltime"))
     state = STATES.get(str(entry.get("job_state", "")), State.UNKNOWN)
     started = local_seconds(str(entry.get("stime", "")), _TIME_FORM)
     queued = local_seconds(str(entry.get("qtime", "")), _TIME_FORM)
@@ -144,13 +147,6 @@ def _parse_entry(number: int, entry: Mapping[str, Any], now: float) -> Job:
         end_time=ended,
         exit_code=exit_code,
     )
-
-
-def _minutes(text: Any) -> int:
-    try:
-        return clock_min(str(text))
-    except ValueError:
-        return 0
 
 
 class PBSScheduler(BatchScheduler):
@@ -194,15 +190,16 @@ class PBSScheduler(BatchScheduler):
 
     @classmethod
     def known_queues(cls) -> set[str] | None:
-        """Ask ``qstat -Q``: two lines of heading, then a queue a line, its name first."""
-        answer = run_command(["qstat", "-Q"])
-        rows = answer.output.splitlines()[2:]
-        return None if answer.code else {row.split()[0] for row in rows if row.strip()}
+        """Ask ``qstat -Q``."""
+        return queues_of_qstat()
 
     @classmethod
     def delete_command(cls, job_id: int) -> list[str]:
         """Return the ``qdel`` command: SIGTERM to the job, then SIGKILL after the queue's kill delay."""
         return ["qdel", str(job_id)]
+
+
+_AURORA_SOCKETS = (range(1, 52), range(53, 104))
 
 
 class _Hosts:
@@ -228,18 +225,75 @@ class PolarisNode(_Hosts, balsams.PolarisNode):  # type: ignore[misc]
 
 
 class AuroraNode(_Hosts, balsams.AuroraNode):  # type: ignore[misc]
-    """A node of Aurora: 104 cores, of which the system keeps two, and six GPUs of two tiles each."""
+    """A node of Aurora: two sockets of 52 cores, of which the system keeps the first, and three GPUs of two tiles each.
 
-    cpu_ids: ClassVar[list[int]] = [core for core in range(104) if core not in (0, 52)]
+    A run has its cores on one socket, that of its tiles if it can; one of more cores than a socket has, half of each.
+    """
+
+    cpu_ids: ClassVar[list[int]] = [core for socket in _AURORA_SOCKETS for core in socket]
+
+    def check_fit(self, num_cpus: int, num_gpus: int, occupancy: float) -> bool:
+        """Whether a run of this size has room now."""
+        fits: bool = super().check_fit(num_cpus, num_gpus, occupancy)
+        return fits and len(aurora_cores(num_cpus, self.idle_cpus, self.idle_gpus[:num_gpus])) == num_cpus
+
+    def assign(self, job_id: int, num_cpus: int = 0, num_gpus: int = 0, occupancy: float = 1.0) -> dict[str, Any]:
+        """Give a run its part of the node."""
+        chosen = aurora_cores(num_cpus, self.idle_cpus, self.idle_gpus[:num_gpus])
+        self.idle_cpus: list[Any] = [
+            *chosen,
+            *(core for core in self.idle_cpus if core not in chosen),
+        ]  # the first are taken
+        given: dict[str, Any] = super().assign(job_id, num_cpus, num_gpus, occupancy)
+        return given
 
 
-class PolarisRun(EndsWithAllocation):
+def aurora_cores(count: int, idle: Iterable[int], tiles: Sequence[str] = ()) -> list[int]:
+    """Choose `count` of the idle cores of a node of Aurora, on one socket if it has as many; an empty list: no room.
+
+    Parameters
+    ----------
+    count
+        How many cores are wanted.
+    idle
+        The cores that are free.
+    tiles
+        What the run gets of the GPUs, such as ``["3.0", "3.1"]``: the socket beside them comes first.
+    """
+    sockets = [sorted(set(idle) & set(cores)) for cores in _AURORA_SOCKETS]
+    if count > len(_AURORA_SOCKETS[0]):
+        parts = (-(-count // 2), count // 2)
+        if any(len(cores) < part for cores, part in zip(sockets, parts, strict=True)):
+            return []
+        return [core for cores, part in zip(sockets, parts, strict=True) for core in cores[:part]]
+    if tiles and int(tiles[0].partition(".")[0]) >= 3:
+        sockets.reverse()
+    return next((cores[:count] for cores in sockets if len(cores) >= count), [])
+
+
+class PolarisRun(AllocationRun):
     """A run started by PALS' ``mpiexec``, on CPUs and GPUs that Balsam chose on the node."""
 
+    job_variable: ClassVar[str] = "PBS_JOBID"
     gpu_variable: ClassVar[str] = "CUDA_VISIBLE_DEVICES"
     gpu_order: ClassVar[str] = "CUDA_DEVICE_ORDER=PCI_BUS_ID"
     node_cpus: ClassVar[int] = 32
-    binds: ClassVar[bool] = True
+
+    @classmethod
+    def ask_command(cls, job_id: int) -> list[str]:
+        """Return the ``qstat`` command."""
+        return jobs_command(str(job_id))
+
+    @classmethod
+    def read_answer(cls, answer: Answer, job_id: int) -> Word:
+        """Return what PBS says: a job in the state E or F ends, and so does one that it does not know any more."""
+        if answer.code:
+            return Word.ENDS if "Unknown Job" in answer.said else Word.AWAY
+        try:
+            entries = json.loads(answer.output, strict=False)["Jobs"].values()
+            return Word.ENDS if any(entry["job_state"] in ("E", "F") for entry in entries) else Word.RUNS
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return Word.AWAY
 
     def _build_cmdline(self) -> str:
         hosts = list(self._node_spec.hostnames)
@@ -251,11 +305,7 @@ class PolarisRun(EndsWithAllocation):
             *self._binding(),
             *launch_options(self._launch_params, without=("cpu-bind", "depth")),
         ]
-        gpu_ids = list(self._node_spec.gpu_ids[0])
-        text = rank_script(
-            self._cmdline, gpu_ids, int(self._gpus_per_rank), self.gpu_variable, "PALS_LOCAL_RANKID", self.gpu_order
-        )
-        return f"exec {shlex.join(words)} bash -c {shlex.quote(text)}"
+        return launched(self, words, "PALS_LOCAL_RANKID")
 
     def _binding(self) -> list[str]:
         given = {key.lstrip("-").replace("_", "-"): str(value) for key, value in self._launch_params.items()}
@@ -264,24 +314,30 @@ class PolarisRun(EndsWithAllocation):
         depth = given.get("depth", str(max(1, int(self._threads_per_rank), 0 if ids else each)))
         if "cpu-bind" in given:
             bind = given["cpu-bind"]
-        elif not self.binds or not each or (not ids and ranks == 1):
+        elif not each or (not ids and ranks == 1):
             bind = "none"  # the worker of serial mode needs the whole node
-        elif not ids:
+        elif not (ids := ids or self._cores_of_node(each * ranks)):
             bind = "depth"
         else:
             parts = (ids[rank * each : (rank + 1) * each] for rank in range(ranks))
             bind = "list:" + ":".join(",".join(map(str, part)) for part in parts)
         return ["--cpu-bind", bind, "--depth", depth]
 
+    def _cores_of_node(self, count: int) -> list[int]:
+        """Return the cores that ranks on whole nodes are bound to; none: `mpiexec` counts them itself."""
+        return []
+
 
 class AuroraRun(PolarisRun):
-    """The same on Aurora: tiles of GPUs, and no CPU binding of our own, for cores are set aside for the system."""
+    """The same on Aurora: tiles of GPUs, and never the cores that are set aside for the system."""
 
     gpu_variable: ClassVar[str] = "ZE_AFFINITY_MASK"
     # A mask of tiles, such as 3.1, counts them so only in this hierarchy
     gpu_order: ClassVar[str] = "ZE_ENABLE_PCI_ID_DEVICE_ORDER=1 ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE"
     node_cpus: ClassVar[int] = 102
-    binds: ClassVar[bool] = False
+
+    def _cores_of_node(self, count: int) -> list[int]:
+        return aurora_cores(count, AuroraNode.cpu_ids)
 
 
 class AuroraPinnedRun(PinnedRun):

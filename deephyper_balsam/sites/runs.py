@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from balsam.platform.app_run.app_run import SubprocessAppRun
-
-from deephyper_balsam.sites.platforms import LocalRun
+from deephyper_balsam.launcher.patience import NeedsScheduler, Patient, Word
+from deephyper_balsam.sites.local import LocalRun
+from deephyper_balsam.sites.scheduling import ASK_S, Answer, run_command
 
 # SIGTERM and SIGKILL, as Python and as a shell tells them
 _SIGNALLED = (-15, 143, -9, 137)
@@ -78,6 +78,25 @@ def rank_script(
     return f"g=({ids}); IFS=,; export {assignments}; unset IFS; {command}"
 
 
+def launched(run: Any, words: Sequence[str], local_rank: str) -> str:
+    """Return the command line by which a program of the batch system starts a run's ranks, each with its own GPUs.
+
+    ``exec`` lets the launcher's signals reach that program, whatever preamble an application has.
+
+    Parameters
+    ----------
+    run
+        A run of Balsam's, with `gpu_variable` and `gpu_order`.
+    words
+        The program and its options.
+    local_rank
+        The variable that holds the rank's number on its node.
+    """
+    gpu_ids, each = list(run._node_spec.gpu_ids[0]), int(run._gpus_per_rank)
+    text = rank_script(run._cmdline, gpu_ids, each, run.gpu_variable, local_rank, run.gpu_order)
+    return f"exec {shlex.join(words)} bash -c {shlex.quote(text)}"
+
+
 def cpu_ids(available: Iterable[int] | None = None, topology: Path = _TOPOLOGY) -> list[int]:
     """Return the CPU ids that this process may use: one of each core first, then their other hardware threads."""
     ids = sorted(os.sched_getaffinity(0) if available is None else available)
@@ -96,7 +115,7 @@ def cpu_ids(available: Iterable[int] | None = None, topology: Path = _TOPOLOGY) 
     return sorted(ids, key=lambda cpu: (thread_of_core(cpu), cpu))
 
 
-class EndsWithAllocation(SubprocessAppRun):  # type: ignore[misc]
+class EndsWithAllocation(Patient):
     """A run that a scheduler ended together with its job did not fail: it is to start again in the next allocation.
 
     A scheduler signals the runs and the launcher at the same moment. A launcher that sees a run's end before its own
@@ -121,6 +140,40 @@ class EndsWithAllocation(SubprocessAppRun):  # type: ignore[misc]
         if self._signalled_at is None:
             self._signalled_at = time.monotonic()
         return time.monotonic() - self._signalled_at < self.held_s
+
+
+class AllocationRun(NeedsScheduler, EndsWithAllocation):
+    """A run in a job of a batch system, which is asked about that job when the run ends with an error.
+
+    Attributes
+    ----------
+    job_variable
+        Where the system leaves the job's id in the environment.
+    ask_environment
+        What its answer needs in the environment.
+    """
+
+    job_variable: ClassVar[str]
+    ask_environment: ClassVar[Mapping[str, str] | None] = None
+
+    @classmethod
+    def ask_command(cls, job_id: int) -> list[str]:
+        """Return the command that tells about a job."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_answer(cls, answer: Answer, job_id: int) -> Word:
+        """Return what such an answer says of the job."""
+        raise NotImplementedError
+
+    @classmethod
+    def word(cls) -> Word:
+        """What the batch system says of this job; where there is nobody to ask, that it runs."""
+        number = os.environ.get(cls.job_variable, "").partition(".")[0]  # PBS: 123.server
+        if not number.isdigit():
+            return Word.RUNS
+        answer = run_command(cls.ask_command(int(number)), environment=cls.ask_environment, timeout_s=ASK_S)
+        return Word.RUNS if answer.code == 127 else cls.read_answer(answer, int(number))  # 127: no such program here
 
 
 class PinnedRun(EndsWithAllocation, LocalRun):

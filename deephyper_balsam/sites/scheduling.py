@@ -28,14 +28,22 @@ from balsam.platform.scheduler import DelayedSubmitFail, SchedulerDeleteError, S
 from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode, SchedulerSubmitError
 from balsam.schemas import SchedulerBackfillWindow, SchedulerJobLog, SchedulerJobStatus
 
+from deephyper_balsam.sites.local_batch import PYTHON_VARIABLE
+
 logger = logging.getLogger(__name__)
 
-PYTHON_VARIABLE = "DEEPHYPER_BALSAM_PYTHON"
 NAME_PREFIX = "balsam-"
-_NEVER_WORKED_S = 30.0
+NEVER_WORKED_S = 30.0
+"""A script that fails before it has run for so long has done no work."""
 _COMMAND_TIMEOUT_S = 60.0
+ASK_S = 10.0
+"""How long a launcher waits for an answer about its own job: its runs wait meanwhile."""
 # What a limit that is none counts as, in minutes: a year
 UNLIMITED_MIN = 366 * 24 * 60
+
+
+SubmitError = SchedulerSubmitError
+"""A scheduler did not take a job; the message says why."""
 
 
 class State(Enum):
@@ -92,7 +100,7 @@ class Job:
         """Whether its script ended with an error before it could have done any work."""
         if self.state is not State.FAILED or self.start_time is None or self.end_time is None:
             return False
-        return self.end_time - self.start_time < _NEVER_WORKED_S
+        return self.end_time - self.start_time < NEVER_WORKED_S
 
     def status(self) -> SchedulerJobStatus:
         """Return the job in Balsam's words; only for one that is queued or running."""
@@ -116,6 +124,8 @@ class Request:
     ----------
     environment
         Variables that the script needs and a scheduler may not hand on by itself.
+    after
+        It starts only when this job is over, however that ended; None: when there is room.
     """
 
     script: Path
@@ -124,6 +134,7 @@ class Request:
     num_nodes: int
     wall_time_min: int
     environment: Mapping[str, str]
+    after: int | None = None
 
     @property
     def name(self) -> str:
@@ -156,7 +167,11 @@ class Answer:
 
 
 def run_command(
-    command: Sequence[str], *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = _COMMAND_TIMEOUT_S,
 ) -> Answer:
     """Run a scheduler's command. That it cannot be run, or does not end, is an answer too (codes 127 and 124)."""
     try:
@@ -166,12 +181,12 @@ def run_command(
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
-            timeout=_COMMAND_TIMEOUT_S,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        return Answer(124, "", f"{command[0]} did not answer within {_COMMAND_TIMEOUT_S:.0f} s")
+        return Answer(124, "", f"{command[0]} did not answer within {timeout_s:.0f} s")
     except OSError as error:
         return Answer(127, "", f"cannot run {command[0]}: {error.strerror or error}")
     return Answer(done.returncode, done.stdout, done.stderr)
@@ -193,6 +208,21 @@ def clock_min(text: str) -> int:
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
     return int(days or 0) * 24 * 60 + hours * 60 + minutes + (seconds > 0)
+
+
+def minutes_told(text: object) -> int:
+    """Read what `clock_min` reads; 0, as in `Job`, for what is none, such as ``N/A`` or ``NOT_SET``."""
+    try:
+        return max(0, clock_min(str(text)))
+    except ValueError:
+        return 0
+
+
+def queues_of_qstat() -> set[str] | None:
+    """Ask ``qstat -Q`` of PBS or Cobalt: two lines of heading, then a queue a line, its name first."""
+    answer = run_command(["qstat", "-Q"])
+    rows = answer.output.splitlines()[2:]
+    return None if answer.code else {row.split()[0] for row in rows if row.strip()}
 
 
 def local_seconds(text: str, form: str) -> float | None:
@@ -232,27 +262,47 @@ class _Unchanged:
     state = _Any()
 
 
+class Withdrawn:
+    """The status of a BatchJob that was deleted before it was submitted: it has no id in the scheduler, so id None.
+
+    Balsam's agent asks twice whether an id is among the statuses: first whether there is something to delete, then
+    whether the job is gone, of which it would write down the times, and dies where there is no id. Between the two
+    it takes the state that is told. So the answers are no, then yes, then "finished", and the BatchJob is done.
+    """
+
+    state = State.FINISHED.value
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def is_there(self) -> bool:
+        """Answer the agent's next question."""
+        self._asked += 1
+        return self._asked % 2 == 0
+
+
 class Statuses(dict[Any, SchedulerJobStatus]):
     """The jobs that are queued or running; an id that is not among them is looked up before it is denied.
 
-    ``id in statuses`` is what Balsam's agent asks before it calls a BatchJob finished. The id None (a BatchJob deleted
-    before it was submitted, on which the agent would die) is always "there".
+    ``id in statuses`` is what Balsam's agent asks before it calls a BatchJob finished. For the id None see `Withdrawn`.
     """
 
     def __init__(self, jobs: Sequence[Job], scheduler: type[BatchScheduler]) -> None:
         super().__init__({job.id: job.status() for job in jobs if job.state in (State.QUEUED, State.RUNNING)})
-        self._scheduler = scheduler
+        self._scheduler, self._withdrawn = scheduler, Withdrawn()
         self._present: dict[Any, bool] = {job.id: True for job in jobs if job.state is State.UNKNOWN}
 
     def __contains__(self, key: object) -> bool:
-        if key is None or super().__contains__(key):
+        if key is None:
+            return self._withdrawn.is_there()
+        if super().__contains__(key):
             return True
         if key not in self._present:
             self._present[key] = not self._scheduler.has_ended(cast(int, key))
         return self._present[key]
 
     def __missing__(self, key: object) -> Any:
-        return _Unchanged()
+        return self._withdrawn if key is None else _Unchanged()
 
 
 class BatchScheduler(SchedulerInterface):  # type: ignore[misc]
@@ -326,9 +376,10 @@ class BatchScheduler(SchedulerInterface):  # type: ignore[misc]
         num_nodes: int,
         wall_time_min: int,
         cwd: Path | str | None = None,
+        after: int | None = None,
         **kwargs: Any,
     ) -> int:
-        """Submit the script and return its id in the scheduler.
+        """Submit the script and return its id in the scheduler; it starts only when the job `after` is over.
 
         Raises
         ------
@@ -337,7 +388,7 @@ class BatchScheduler(SchedulerInterface):  # type: ignore[misc]
         """
         names = (name for name in os.environ if name.startswith("BALSAM_"))
         environment = {**{name: os.environ[name] for name in names}, PYTHON_VARIABLE: sys.executable}
-        request = Request(Path(script_path).absolute(), project, queue, num_nodes, wall_time_min, environment)
+        request = Request(Path(script_path).absolute(), project, queue, num_nodes, wall_time_min, environment, after)
         command = cls.submit_command(request)
         answer = run_command(command, cwd=Path(cwd) if cwd else None, environment=environment)
         if answer.code:

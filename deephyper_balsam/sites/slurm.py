@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +17,18 @@ from typing import Any, ClassVar
 from balsam.platform.compute_node import ComputeNode
 from balsam.platform.scheduler.scheduler import SchedulerNonZeroReturnCode
 
-from deephyper_balsam.sites.runs import EndsWithAllocation, PinnedRun, cpu_ids, launch_options, rank_script
+from deephyper_balsam.launcher.patience import Word
+from deephyper_balsam.sites.runs import AllocationRun, PinnedRun, cpu_ids, launch_options, launched
 from deephyper_balsam.sites.scheduling import (
     UNLIMITED_MIN,
+    Answer,
     BatchScheduler,
     Job,
     Request,
     State,
-    clock_min,
     id_in_last_line,
     local_seconds,
+    minutes_told,
     queue_of,
     run_command,
 )
@@ -82,6 +83,7 @@ def submit_command(request: Request, queue_option: str) -> list[str]:
         f"{queue_option}={request.queue}",
         f"--nodes={request.num_nodes}",
         f"--time={request.wall_time_min}",
+        *([] if request.after is None else [f"--dependency=afterany:{request.after}"]),
         str(request.script),
     ]
 
@@ -134,10 +136,7 @@ def _parse_line(line: str, now: float) -> Job | None:
 def _minutes(text: str) -> int:
     if text.strip().upper() == "UNLIMITED":
         return UNLIMITED_MIN
-    try:
-        return max(0, clock_min(text))
-    except ValueError:  # NOT_SET, INVALID, Partition_Limit
-        return 0
+    return minutes_told(text)  # NOT_SET, INVALID, Partition_Limit
 
 
 def job_command(job_id: int) -> list[str]:
@@ -291,6 +290,13 @@ class FrontierNode(SlurmNode):
     gpu_order: ClassVar[tuple[int, ...]] = (4, 5, 2, 3, 6, 7, 0, 1)
 
 
+class PerlmutterGpuNode(SlurmNode):
+    """A GPU node of Perlmutter: 64 cores and four GPUs. The n-th sixteen cores are nearest to the n-th GPU here."""
+
+    cpu_ids: ClassVar[list[int]] = list(range(64))
+    gpu_order: ClassVar[tuple[int, ...]] = (3, 2, 1, 0)
+
+
 def gpus_on_node(environ: Any) -> int:
     """Return how many GPUs of this node belong to the job (sbatch.html: SLURM_GPUS_ON_NODE, SLURM_JOB_GPUS)."""
     count = environ.get("SLURM_GPUS_ON_NODE", "")
@@ -299,36 +305,65 @@ def gpus_on_node(environ: Any) -> int:
     return len([gpu for gpu in environ.get("SLURM_JOB_GPUS", "").split(",") if gpu])
 
 
-def allocation_ends() -> bool:
-    """Whether this job is being ended (cancelled, over its time, preempted), as far as Slurm says."""
-    job_id = os.environ.get("SLURM_JOB_ID", "")
-    if not job_id.isdigit():
-        return False
-    answer = run_command(job_command(int(job_id)), environment=_TIMES)
-    word = re.search(r"\bJobState=(\w+)", answer.output)
-    return answer.code == 0 and word is not None and word[1] not in ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED")
+# What srun writes when it does not reach the controller
+_NOT_REACHED = re.compile(
+    r"^s(?:run|lurmstepd): (?:error|fatal): .*(?:Unable to contact slurm controller|Socket timed out on send/recv"
+    r"|Zero Bytes were transmitted|Communication connection failure|Connection (?:refused|timed out))",
+    re.MULTILINE,
+)
+# What it writes when the controller refuses a step, as for "Memory required by task is not available" just after it
+# came back: excused only then
+_REFUSED = re.compile(r"^srun: error: Unable to (?:create step|confirm allocation|allocate resources)\b", re.MULTILINE)
 
 
-class _EndsWithSlurmJob(EndsWithAllocation):
-    """A run that ended with an error while Slurm ends its job counts as running until the launcher stops it."""
+class _EndsWithSlurmJob(AllocationRun):
+    """A run that ended with an error while Slurm ends its job counts as running until the launcher stops it.
 
-    _cut: bool = False
+    Slurm says that it ends a job before it signals anything in it.
+    """
+
+    messages: ClassVar[Any] = _NOT_REACHED
+    refusals: ClassVar[Any] = _REFUSED
+    probes: ClassVar[bool] = False  # srun itself needs what scontrol asks
+    job_variable: ClassVar[str] = "SLURM_JOB_ID"
+    ask_environment: ClassVar[Mapping[str, str] | None] = _TIMES
+
+    @classmethod
+    def ask_command(cls, job_id: int) -> list[str]:
+        """Return the ``scontrol`` command."""
+        return job_command(job_id)
+
+    @classmethod
+    def read_answer(cls, answer: Answer, job_id: int) -> Word:
+        """Return what Slurm says: a job that is cancelled, over its time or preempted ends."""
+        if answer.code:
+            return Word.ENDS if "invalid job id" in answer.said.lower() else Word.AWAY
+        word = re.search(r"\bJobState=(\w+)", answer.output)
+        alive = word is None or word[1] in ("RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED")
+        return Word.RUNS if alive else Word.ENDS
 
     def cut(self, code: int) -> bool:
-        """Whether Slurm ends the job: it says so before it signals anything in it."""
-        self._cut = self._cut or (code != 0 and allocation_ends())
-        return self._cut
+        """Nothing is concluded from a signal: Slurm knows."""
+        return False
 
 
 class SlurmPinnedRun(_EndsWithSlurmJob, PinnedRun):
-    """A run of serial mode, started by the worker on its own node."""
+    """A run of serial mode, started by the worker on its own node, which takes no controller."""
+
+    messages: ClassVar[Any] = None
+
+    @classmethod
+    def word(cls) -> Word:
+        """What Slurm says of this job; its silence says nothing of a run on this node."""
+        word = super().word()
+        return Word.RUNS if word is Word.AWAY else word
 
 
 class SlurmRun(_EndsWithSlurmJob):
     """A run started by ``srun``, on CPUs and GPUs that Balsam chose on the node.
 
     Steps share the allocation (``--overlap``): Balsam hands out the nodes' parts itself, and Slurm would make the steps
-    wait for each other. ``exec`` lets the launcher's signals reach ``srun``, whatever preamble an application has.
+    wait for each other.
     """
 
     gpu_variable: ClassVar[str] = "CUDA_VISIBLE_DEVICES"
@@ -350,11 +385,7 @@ class SlurmRun(_EndsWithSlurmJob):
             *self._gpus(),
             *launch_options(self._launch_params, without=("cpu-bind",)),
         ]
-        gpu_ids = list(self._node_spec.gpu_ids[0])
-        text = rank_script(
-            self._cmdline, gpu_ids, int(self._gpus_per_rank), self.gpu_variable, "SLURM_LOCALID", self.gpu_order
-        )
-        return f"exec {shlex.join(words)} bash -c {shlex.quote(text)}"
+        return launched(self, words, "SLURM_LOCALID")
 
     def _gpus(self) -> list[str]:
         """All of the node's: a step of a job that did not name its GPUs has none, nor has the worker of serial mode."""

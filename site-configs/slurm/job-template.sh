@@ -29,7 +29,7 @@ python="${DEEPHYPER_BALSAM_PYTHON:-{{ launcher_cmd.split(" /")[0] }}}"
 
 # exec: a signal to the job reaches the launcher itself, which stops its runs in order. Balsam's own launcher takes two
 # minutes off the wall time that it is given; it is given all of it.
-exec "$python" -m deephyper_balsam.sites.{{ "inside" if search else "launcher" }} \
+exec "$python" -m deephyper_balsam.launcher.{{ "inside" if search else "main" }} \
     -j {{ (job_mode | string) | replace("JobMode.", "") }} -t {{ wall_time_min }}
     {%- for key, value in (filter_tags or {}).items() %} --tag {{ q(key ~ "=" ~ value) }}{% endfor %}
     {%- for part in (partitions or "").split(" --part ")[1:] %} --part {{ q(part | replace("JobMode.", "")) }}{% endfor %}

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deephyper_balsam.gateway import Gateway, parse_time
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store.encoding import parse_time
+from deephyper_balsam.store.gateway import Gateway
 
 PROBLEM = """
 from deephyper_balsam import HpProblem

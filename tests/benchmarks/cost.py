@@ -19,7 +19,7 @@ import ConfigSpace as cs
 import numpy as np
 
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.trial import Result
 
 PEERS = {"deephyper_sampling": (100, 1000, 5000), "skopt": (100, 1000)}

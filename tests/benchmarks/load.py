@@ -3,7 +3,8 @@
     python -m tests.benchmarks.load --nodes 1024 --mean 6 --std 2 --minutes 10
 
 Driver, optimizer, API and PostgreSQL are real; the launchers are virtual (`virtual_launcher.py`): they speak Balsam's
-session API, and their runs only take time. `--history N` begins with N trials that ended before.
+session API, and their runs only take time. `--history N` begins with N trials that ended before. `--tls` measures what
+TLS costs the server.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from typing import Any
 
 import psutil
 
-from deephyper_balsam import jobs
-from deephyper_balsam.apps import resolve_problem
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.common.processes import tail
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.node.targets import load_object
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.search import Progress, Search
-from deephyper_balsam.sites.local import LocalStack
-from deephyper_balsam.sites.processes import tail
-from deephyper_balsam.targets import load_object
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store import trial_rows
+from deephyper_balsam.store.applications import resolve_problem
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.trial import Resources
 
 NAME = "load"
 _SETTLES_S = 62.0  # what changed within a minute is read once more by each who looks
@@ -163,7 +166,7 @@ def prepare(search: Search, gateway: Gateway, count: int, mean_s: float) -> None
     for start in range(0, count, 1000):
         rows = []
         for trial in trials[start : start + 1000]:
-            row = jobs.trial_job(trial, search.name, app_id, jobs.Resources(), now, None)
+            row = trial_rows.trial_job(trial, search.name, app_id, Resources(), now, None)
             outcome = {"objective": run(trial.config), "failure": None, "metadata": {}, "host": "before"}
             outcome.update(start=now - mean_s, end=now)
             rows.append(
@@ -211,10 +214,10 @@ def report(launched: dict[str, Any], watch: Watch, parts: int = 5) -> str:
     return "\n".join(lines)
 
 
-def measure(given: argparse.Namespace, folder: Path) -> str:
-    """Run one search and return what was measured."""
+def measure(given: argparse.Namespace, folder: Path, *, tls: bool = False) -> tuple[str, float]:
+    """Run one search; return what was measured, and the server's processor time in ms per evaluation."""
     stack = LocalStack(folder / "balsam")
-    stack.up(site=False)
+    stack.up(site=False, listen="127.0.0.1" if tls else None)
     for name in [name for name in os.environ if name.startswith("BALSAM_")]:
         del os.environ[name]
     os.environ["BALSAM_CLIENT_PATH"] = str(stack.client_path)
@@ -247,7 +250,9 @@ def measure(given: argparse.Namespace, folder: Path) -> str:
         said = virtual.communicate(timeout=120)[0]
         if virtual.returncode:
             raise SystemExit(f"The virtual launcher failed, and the server said:\n{tail(stack.logs / 'api.log', 60)}")
-        return report(json.loads(said), watch)
+        first, last = watch.samples[0], watch.samples[-1]
+        server_ms = 1e3 * (last.server_cpu_s - first.server_cpu_s) / max(1, last.evaluated - first.evaluated)
+        return report(json.loads(said), watch), server_ms
     finally:
         if virtual is not None and virtual.poll() is None:
             virtual.kill()
@@ -266,9 +271,20 @@ def main() -> None:
     parser.add_argument("--turnaround", type=float, default=0.1, help="seconds between two runs on a node, at least")
     parser.add_argument("--history", type=int, default=0, help="trials that ended before")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tls", action="store_true", help="measure four times: Unix socket, TLS, TLS, Unix socket")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="load ") as folder:
-        print(measure(given, Path(folder)))
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for tls in (False, True, True, False) if given.tls else (False,):
+        with tempfile.TemporaryDirectory(prefix="load ") as folder:
+            said, server_ms = measure(given, Path(folder), tls=tls)
+        print(f"over {'TLS' if tls else 'a Unix socket'}:\n{said}" if given.tls else said, flush=True)
+        spent[tls].append(server_ms)
+    if given.tls:
+        plain, over_tls = (sum(spent[tls]) / len(spent[tls]) for tls in (False, True))
+        print(
+            f"server, processor time an evaluation: {plain:.2f} ms over a Unix socket, {over_tls:.2f} ms over TLS: "
+            f"{over_tls / plain - 1:+.1%}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.long --evaluations 100000
 
-The evaluations are put into Balsam as if they had ended; what a driver archives as a search grows, the first one here
-archives at once.
+The evaluations are put into Balsam as if they had ended; what a driver copies into snapshots as a search grows,
+the first one here copies at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from deephyper_balsam.apps import resolve_problem
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.search import Progress, Search
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store.applications import resolve_problem
 from tests.benchmarks import load
 
 
@@ -33,14 +34,14 @@ def command_seconds(folder: Path, *words: str) -> float:
 
 
 def resume_seconds(folder: Path) -> tuple[float, float]:
-    """Resume the search in an empty folder; how long it took until the first look, and until the archive was whole."""
+    """Resume the search in an empty folder; how long it took until the first look, and until all was copied."""
     began = time.monotonic()
     search = Search.resume(load.NAME, log_dir=folder)
     took: list[float] = []
 
     def look(_progress: Progress) -> None:
         took.append(time.monotonic() - began)
-        if not search.evaluator.archiving:
+        if not search.evaluator.copying:
             search.stop()
 
     search.search(on_progress=look)
@@ -64,9 +65,9 @@ def main() -> None:
             search = Search(resolve_problem("ackley"), evaluator, load.NAME, "ambs", seed=0, log_dir=folder)
             load.prepare(search, gateway, given.evaluations, 60.0)
             print(f"{given.evaluations} evaluations, seconds:", flush=True)
-            first, archived = resume_seconds(folder / "first")
+            first, copied = resume_seconds(folder / "first")
             print(
-                f"  the first driver: {first:.1f} until its first look, {archived:.1f} until all was archived",
+                f"  the first driver: {first:.1f} until its first look, {copied:.1f} until all was copied",
                 flush=True,
             )
             commands = (["status"], ["best"], ["results", "-o", "results.csv"], ["utilization"])

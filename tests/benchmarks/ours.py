@@ -8,7 +8,7 @@ from typing import Any
 import ConfigSpace as cs
 
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.trial import Result
 from tests.benchmarks.tasks import Task
 

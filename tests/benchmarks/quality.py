@@ -85,7 +85,7 @@ def load(store: Path) -> dict[Key, Score]:
     """What was run before."""
     if not store.exists():
         return {}
-    with store.open(newline="") as lines:
+    with store.open(encoding="utf-8", newline="") as lines:
         return {
             (row["name"], row["task"], int(row["seed"]), int(row["budget"]), int(row["workers"])): Score(
                 float(row["half"]), float(row["full"]), float(row["cpu_s"]), int(row["distinct"])
@@ -97,7 +97,7 @@ def load(store: Path) -> dict[Key, Score]:
 def keep(store: Path, key: Key, score: Score) -> None:
     """Add one search to the store, at once, so that a long comparison can be stopped and continued."""
     new = not store.exists()
-    with store.open("a", newline="") as out:
+    with store.open("a", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         if new:
             writer.writerow(FIELDS)

@@ -13,10 +13,10 @@ import resource
 import time
 
 from deephyper_balsam import HpProblem
-from deephyper_balsam.apps import resolve_run
-from deephyper_balsam.evaluators.simulated import normal_durations
-from deephyper_balsam.simulation import simulate
-from deephyper_balsam.targets import load_object
+from deephyper_balsam.driver.simulated_session import normal_durations
+from deephyper_balsam.driver.simulation import simulate
+from deephyper_balsam.node.targets import load_object
+from deephyper_balsam.store.applications import resolve_run
 
 # (dimension, workers) -> utilization and best value (minimised) as published
 PUBLISHED = {

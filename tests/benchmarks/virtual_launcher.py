@@ -17,21 +17,24 @@ import json
 import queue
 import random
 import signal
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from deephyper_balsam.apps import resolve_run
-from deephyper_balsam.gateway import unpack
-from deephyper_balsam.targets import load_object
-from deephyper_balsam.worker import RunningJob, evaluate
+from deephyper_balsam.node.targets import load_object
+from deephyper_balsam.node.worker import RunningJob, evaluate
+from deephyper_balsam.store import sockets, tls
+from deephyper_balsam.store.applications import resolve_run
+from deephyper_balsam.store.encoding import unpack
 
 _TICK_S = 0.01
 _SESSION_TICK_S = 60.0
@@ -44,17 +47,29 @@ class Api:
     def __init__(self, client_path: str) -> None:
         with open(client_path, encoding="utf-8") as file:
             settings = yaml.safe_load(file)
-        address = urlsplit(settings["api_root"])
+        root = str(settings["api_root"])
+        self._socket = sockets.path_of(root)
+        address = urlsplit(root)
         self._host, self._root = address.netloc, address.path.rstrip("/")
+        self._trust = None
+        if tls.is_tls(root):
+            self._trust = ssl.create_default_context(cafile=str(tls.authority_of(Path(client_path))))
         self._headers = {"Authorization": f"Bearer {settings['token']}", "Content-Type": "application/json"}
         self._connection: http.client.HTTPConnection | None = None
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._socket is not None:
+            return sockets.Connection(self._socket)
+        if self._trust is not None:
+            return http.client.HTTPSConnection(self._host, timeout=60, context=self._trust)
+        return http.client.HTTPConnection(self._host, timeout=60)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Make one request; a refused one raises."""
         for attempt in (1, 2):
             try:
                 if self._connection is None:
-                    self._connection = http.client.HTTPConnection(self._host, timeout=60)
+                    self._connection = self._connect()
                 self._connection.request(method, f"{self._root}/{path}", json.dumps(body), self._headers)
                 response = self._connection.getresponse()
                 content = response.read()

@@ -21,10 +21,11 @@ from typing import Any
 
 import psutil
 
-from deephyper_balsam.apps import _serialize
-from deephyper_balsam.gateway import Gateway, pack, unpack
-from deephyper_balsam.sites.local import LocalStack
-from deephyper_balsam.sites.processes import tail
+from deephyper_balsam.common.processes import tail
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store.applications import _serialize
+from deephyper_balsam.store.encoding import pack, unpack
+from deephyper_balsam.store.gateway import Gateway
 
 PROBLEM = """
 from deephyper_balsam import HpProblem
@@ -116,7 +117,7 @@ def stock(stack: LocalStack, given: argparse.Namespace, waiting: int) -> Runs:
 def ours(stack: LocalStack, given: argparse.Namespace, folder: Path, fork: bool) -> Runs:
     """Run a search with our driver, launcher and runs."""
     name = f"search-{'forked' if fork else 'started'}"
-    template = Path("site-configs/local/job-template.sh").read_text()
+    template = Path("site-configs/local/job-template.sh").read_text(encoding="utf-8")
     switch = f"export DEEPHYPER_BALSAM_FORK={int(fork)}\nexport BALSAM_SITE_PATH="
     (stack.site_path / "job-template.sh").write_text(template.replace("export BALSAM_SITE_PATH=", switch, 1))
     (folder / "problem.py").write_text(PROBLEM)
@@ -129,8 +130,8 @@ def ours(stack: LocalStack, given: argparse.Namespace, folder: Path, fork: bool)
         code = subprocess.run(command, cwd=folder, env={**environment, **stack.env}, stdout=log, stderr=log).returncode
     if code:
         raise SystemExit(f"The search ended with {code}. {tail(folder / f'{name}.log', 40)}")
-    ledger = [sys.executable, "-m", "deephyper_balsam", "search", "utilization", name]
-    subprocess.run(ledger, env={**environment, **stack.env}, check=True)
+    command = [sys.executable, "-m", "deephyper_balsam", "search", "utilization", name]
+    subprocess.run(command, env={**environment, **stack.env}, check=True)
     with (folder / name / "results.csv").open() as file:
         rows = [(row["m:timestamp_start"], row["m:timestamp_end"]) for row in csv.DictReader(file)]
     return Runs([(float(begin), float(end)) for begin, end in rows if begin and end])

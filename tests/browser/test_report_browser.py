@@ -13,9 +13,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
-from made_searches import made_search
+from made_searches import made_search, odd_search
 
-from deephyper_balsam.analysis.report import html
+from deephyper_balsam.results.analysis.report import html
 
 pytestmark = pytest.mark.browser
 
@@ -226,6 +226,31 @@ def test_colours_follow_the_scheme_and_the_print_is_light(open_page: Open, small
         arg=light,
     )
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_names_that_every_javascript_object_has_are_drawn_and_copied(open_page: Open, tmp_path: Path) -> None:
+    path = tmp_path / "odd.html"
+    path.write_text(html(odd_search(), 0.0), encoding="utf-8")
+    page = open_page(path)
+    assert page.locator("[data-chart] > svg, [data-chart] svg.marks").count() == page.locator("[data-chart]").count()
+    page.locator("#table tbody button").first.press("Enter")
+    assert "__proto__" in page.get_by_role("button", name="Copy configuration as JSON").evaluate(
+        "button => button.dataset.text"
+    )
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_no_word_of_the_dialog_is_broken(open_page: Open, small: Path, width: int) -> None:
+    page = open_page(small, width)
+    page.locator("#table tbody button").first.press("Enter")
+    broken = page.evaluate(
+        """[...document.querySelectorAll('#trial dt')].filter((e) => {
+          const range = document.createRange();
+          range.selectNodeContents(e);
+          return range.getClientRects().length > 1;
+        }).map((e) => e.textContent)"""
+    )
+    assert broken == []
 
 
 def test_everything_that_can_be_used_has_a_name(open_page: Open, small: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every evaluator owes (`deephyper_balsam.evaluators.base.Evaluator`), as tests over a `Rig`.
+"""What every session owes (`deephyper_balsam.driver.session.SearchSession`), as tests over a `Rig`.
 
 An implementation is added by a `Rig` that moves its workers by hand, in `RIGS` of test_evaluators.py.
 """
@@ -6,19 +6,23 @@ An implementation is added by a `Rig` that moves its workers by hand, in `RIGS` 
 from __future__ import annotations
 
 import random
+import threading
 from abc import ABC, abstractmethod
+from typing import Any
 
 import pytest
 
-from deephyper_balsam.errors import UnreachableError
-from deephyper_balsam.evaluators.base import Evaluator
+from deephyper_balsam.driver.session import SearchSession
+from deephyper_balsam.errors import SearchExistsError, SettingsError, UnreachableError
 from deephyper_balsam.trial import Origin, Result, Trial, TrialState
+
+SETTINGS: dict[str, Any] = {"problem": {"name": "p"}, "method": "random", "options": {}, "seed": 1}
 
 
 class Rig(ABC):
-    """An evaluator of two workers, and the hand that moves them."""
+    """A session of two workers with the search ``s`` open, and the hand that moves them."""
 
-    evaluator: Evaluator
+    evaluator: SearchSession
     can_break = False
     """Whether `break_next` can make a call fail."""
     ends_in_order = False
@@ -58,13 +62,13 @@ def drain(rig: Rig) -> list[Result]:
 class EvaluatorContract:
     """Inherit with a fixture `rig`."""
 
-    def test_it_is_an_evaluator(self, rig: Rig) -> None:
-        assert isinstance(rig.evaluator, Evaluator)
+    def test_it_is_a_session(self, rig: Rig) -> None:
+        assert isinstance(rig.evaluator, SearchSession)
 
-    def test_two_workers_are_a_capacity_of_two(self, rig: Rig) -> None:
+    def test_two_workers_are_a_capacity_of_two_and_room_for_as_many(self, rig: Rig) -> None:
         rig.evaluator.collect()
         assert rig.evaluator.capacity == 2
-        assert rig.evaluator.backlog >= 0
+        assert rig.evaluator.room >= 2
 
     def test_submitting_nothing_does_nothing(self, rig: Rig) -> None:
         rig.evaluator.submit([])
@@ -134,6 +138,90 @@ class EvaluatorContract:
         rig.end(0)
         assert set(rig.evaluator.cancel()) <= {2, 3}
         assert 0 in [result.number for result in rig.evaluator.collect()]
+
+    def test_every_trial_is_counted_and_has_a_line_from_its_submission_to_its_end(self, rig: Rig) -> None:
+        rig.evaluator.submit(trials(0, 1, 2, negative=(1,)))
+        assert sum(rig.evaluator.counts.values()) == 3
+        assert rig.evaluator.counts[TrialState.DONE] == 0
+        rig.begin()
+        rig.end(0)
+        rig.evaluator.collect()
+        assert rig.evaluator.line(0)["job_status"] == "DONE"
+        assert rig.evaluator.counts[TrialState.DONE] == 1
+        drain(rig)
+        assert [line["job_status"] for line in rig.evaluator.lines] == ["DONE", "FAILED", "DONE"]
+        assert [line["objective"] for line in rig.evaluator.lines] == [0.0, None, 2.0]
+        assert [line["p:x"] for line in rig.evaluator.lines] == [0.0, -1.0, 2.0]
+        assert rig.evaluator.line(1)["m:failure"]
+        for line in rig.evaluator.lines:
+            assert line["m:timestamp_submit"] <= line["m:timestamp_gather"]
+
+    def test_lines_that_changed_are_given_once(self, rig: Rig) -> None:
+        rig.evaluator.take_changed_lines()
+        rig.evaluator.submit(trials(0, 1, 2))
+        assert {line["job_id"] for line in rig.evaluator.take_changed_lines()} == {0, 1, 2}
+        rig.begin()
+        rig.end(0)
+        rig.evaluator.collect()
+        assert 0 in {line["job_id"] for line in rig.evaluator.take_changed_lines()}
+        assert rig.evaluator.take_changed_lines() == []
+
+    def test_a_withdrawn_trial_is_no_longer_counted_as_waiting(self, rig: Rig) -> None:
+        rig.evaluator.submit(trials(*range(4)))
+        rig.begin()
+        withdrawn = rig.evaluator.cancel()
+        assert len(withdrawn) == rig.evaluator.counts[TrialState.CANCELLED] == 2
+        assert rig.evaluator.counts[TrialState.READY] == 0
+        assert {rig.evaluator.line(number)["job_status"] for number in withdrawn} == {"CANCELLED"}
+
+    def test_what_is_under_way_takes_room(self, rig: Rig) -> None:
+        before = rig.evaluator.room
+        rig.evaluator.submit(trials(0, 1))
+        assert rig.evaluator.room <= before - 2 + 1
+        rig.evaluator.submit(trials(*range(2, 20)))
+        assert rig.evaluator.room == 0
+
+    def test_nothing_is_asked_of_a_search_that_nobody_asked_anything(self, rig: Rig) -> None:
+        assert rig.evaluator.requests() == []
+        assert rig.evaluator.upkeep() == []
+        assert rig.evaluator.hopeless is None
+        rig.evaluator.ensure_allocation(10, 10.0)
+
+    def test_its_clock_goes_forward_and_a_wait_ends_at_once_when_someone_wants_the_end(self, rig: Rig) -> None:
+        before = rig.evaluator.now()
+        stop = threading.Event()
+        stop.set()
+        rig.evaluator.wait(30.0, stop)
+        assert rig.evaluator.now() >= before
+
+    def test_a_search_goes_on_in_the_same_session_with_its_trials_and_results(self, rig: Rig) -> None:
+        rig.evaluator.submit(trials(*range(3)))
+        drain(rig)
+        rig.evaluator.submit(trials(3, 4, 5))
+        assert 5 in rig.evaluator.cancel()
+        drain(rig)
+        rig.evaluator.close()
+        history = rig.evaluator.open("s", dict(SETTINGS), max_evals=200)
+        assert [trial.number for trial in history.trials] == list(range(6))
+        assert {0, 1, 2} <= {result.number for result in history.results}
+        assert 5 in history.withdrawn
+        assert (history.settings["seed"], history.max_evals, history.timeout_s) == (1, 200, None)
+
+    def test_a_search_with_other_settings_is_refused(self, rig: Rig) -> None:
+        rig.evaluator.close()
+        with pytest.raises(SearchExistsError, match="another method"):
+            rig.evaluator.open("s", {**SETTINGS, "method": "ambs"}, max_evals=100)
+
+    def test_a_new_search_needs_an_end(self, rig: Rig) -> None:
+        rig.evaluator.close()
+        with pytest.raises(SettingsError, match="needs an end"):
+            rig.evaluator.open("other", dict(SETTINGS))
+
+    def test_without_a_seed_one_is_drawn_and_kept(self, rig: Rig) -> None:
+        rig.evaluator.close()
+        first = rig.evaluator.open("t", {**SETTINGS, "seed": None}, max_evals=10).settings["seed"]
+        rig.evaluator.close()
+        assert rig.evaluator.open("t", {**SETTINGS, "seed": None}, max_evals=10).settings["seed"] == first
 
     def test_cancel_without_trials_is_harmless(self, rig: Rig) -> None:
         assert rig.evaluator.cancel() == []

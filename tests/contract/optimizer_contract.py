@@ -11,7 +11,7 @@ from random_problems import legal_for_configspace, objective
 
 from deephyper_balsam.optimizers import METHODS, make_optimizer
 from deephyper_balsam.optimizers.base import Optimizer
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.trial import Result, Trial
 
 # Small and without a thread, so that every suggestion is a function of the history.
@@ -35,7 +35,7 @@ def result_of(trial: Trial) -> Result:
     return Result(trial.number, value)
 
 
-class Life:
+class AskTell:
     """A search under way: what was asked, what is pending, what was told in which order."""
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -64,7 +64,7 @@ class Life:
             count = int(rng.integers(least, len(self.pending) + 1))
             self.tell(rng.permutation(list(self.pending))[:count].tolist())
 
-    def run(self, steps: int, rng: np.random.Generator) -> Life:
+    def run(self, steps: int, rng: np.random.Generator) -> AskTell:
         for _ in range(steps):
             self.step(rng)
         return self

@@ -11,7 +11,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from deephyper_balsam.errors import ProblemError
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.columns import INTEGER, ORDINAL, REAL
+from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.trial import Config
 
 FINITE = ("integer", "ordinal", "categorical", "bool", "mixed", "constant")
@@ -115,7 +116,7 @@ def _condition(draw: st.DrawFn, problem: HpProblem, child: str, parents: tuple[s
 
 def _clause(draw: st.DrawFn, problem: HpProblem) -> Any:
     names = problem.hyperparameter_names
-    numeric = [column.name for column in problem.encoder.columns if column.is_numeric]
+    numeric = [column.name for column in problem.encoder.columns if column.kind in (REAL, INTEGER, ORDINAL)]
 
     def one() -> Any:
         name = draw(st.sampled_from(names))

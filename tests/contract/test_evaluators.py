@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluator_contract import EvaluatorContract, Rig, drain, trials
+from evaluator_contract import SETTINGS, EvaluatorContract, Rig, drain, trials
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.local_session import InProcessEvaluator
+from deephyper_balsam.driver.session import DEFAULT_LIMITS, FailureLimits
+from deephyper_balsam.driver.simulated_session import SimulatedEvaluator, VirtualClock
 from deephyper_balsam.errors import (
     InputError,
     NotLoggedInError,
@@ -22,16 +26,13 @@ from deephyper_balsam.errors import (
     SearchRunningError,
     UnreachableError,
 )
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.evaluators.simulated import SimulatedEvaluator, VirtualClock
-from deephyper_balsam.jobs import Resources
-from deephyper_balsam.notes import write_note
-from deephyper_balsam.trial import Origin, Trial, TrialState
-from deephyper_balsam.worker import RunningJob
+from deephyper_balsam.node.worker import RunningJob
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.store.allocations import Allocations
+from deephyper_balsam.store.notes import write_note
+from deephyper_balsam.trial import Origin, Resources, Trial, TrialState
 
 pytest_plugins = ["balsam_fixtures"]
-
-SETTINGS: dict[str, Any] = {"problem": {"name": "p"}, "method": "random", "options": {}, "seed": 1}
 
 
 def run(job: RunningJob) -> Any:
@@ -50,8 +51,9 @@ class BalsamRig(Rig):
         self.allocation = self.site.add_allocation(2)
         self.client_yml = self.api.write_client_yml(folder / "client.yml")
         self.running: dict[int, int] = {}
+        limits = FailureLimits(max_cuts=options.pop("max_cuts", DEFAULT_LIMITS.max_cuts))
         self.evaluator = self.again(**options)
-        self.evaluator.open("s", dict(SETTINGS), max_evals=100)
+        self.evaluator.open("s", dict(SETTINGS), max_evals=100, limits=limits)
         self.evaluator.collect()
 
     def again(self, **options: Any) -> BalsamEvaluator:
@@ -107,7 +109,7 @@ class SimulatedRig(Rig):
     def __init__(self, folder: Path) -> None:
         self.clock = VirtualClock()
         self.evaluator = SimulatedEvaluator(run, 2, self.clock, lambda trial, result: 1.0 + trial.number)
-        self.ended = 0
+        self.evaluator.open("s", dict(SETTINGS), max_evals=100)
 
     def begin(self) -> list[int]:
         return [one.number for one in sorted(self.evaluator._running) if one.end > self.clock.now]
@@ -119,7 +121,43 @@ class SimulatedRig(Rig):
         self.evaluator.close()
 
 
-RIGS: dict[str, Callable[[Path], Rig]] = {"balsam": BalsamRig, "simulated": SimulatedRig}
+WAITS_TO_BE_ENDED = """
+import time
+from pathlib import Path
+
+def run(job):
+    while not (Path(__file__).parent / f"end-{job.id}").exists():
+        time.sleep(0.005)
+    return job["x"] if job["x"] >= 0 else "F_negative"
+"""
+
+
+class LocalRig(Rig):
+    """`InProcessEvaluator`, whose runs end when a file of theirs is there."""
+
+    evaluator: InProcessEvaluator
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "held.py").write_text(WAITS_TO_BE_ENDED)
+        self.evaluator = InProcessEvaluator(f"{folder / 'held.py'}:run", 2)
+        self.evaluator.open("s", dict(SETTINGS), max_evals=100, folder=folder / "s")
+
+    def begin(self) -> list[int]:
+        self.evaluator._start()
+        return sorted(self.evaluator._busy)
+
+    def end(self, number: int) -> None:
+        (self.folder / f"end-{number}").touch()
+        deadline = time.monotonic() + 20
+        while number not in self.evaluator._ready(0.05):
+            assert time.monotonic() < deadline, f"trial {number} did not end"
+
+    def close(self) -> None:
+        self.evaluator.close()
+
+
+RIGS: dict[str, Callable[[Path], Rig]] = {"balsam": BalsamRig, "simulated": SimulatedRig, "local": LocalRig}
 
 
 class TestEveryEvaluator(EvaluatorContract):
@@ -143,7 +181,7 @@ def rig(tmp_path: Path) -> Iterator[BalsamRig]:
 def test_a_lost_answer_in_the_midst_of_many_batches_creates_nothing_twice(
     rig: BalsamRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deephyper_balsam import gateway
+    from deephyper_balsam.store import gateway
 
     monkeypatch.setattr(gateway, "_BULK_ROWS", 4)
     many = trials(*range(10))
@@ -160,7 +198,7 @@ def test_a_lost_answer_in_the_midst_of_many_batches_creates_nothing_twice(
 def test_a_login_that_expires_between_two_batches_creates_nothing_twice(
     rig: BalsamRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deephyper_balsam import gateway
+    from deephyper_balsam.store import gateway
 
     monkeypatch.setattr(gateway, "_BULK_ROWS", 2)
     rig.api.answer_after(1, 401, method="POST", path="jobs/")
@@ -222,7 +260,7 @@ def test_near_the_end_of_the_last_allocation_nothing_new_is_asked_for(rig: Balsa
 
 
 def test_a_time_limit_that_does_not_fit_the_allocation_is_refused_before_anything_begins() -> None:
-    with pytest.raises(InputError, match=r"--wall-time-min 124 or more"):
+    with pytest.raises(InputError, match=r"`wall_time_min` of 124 or more \(--wall-time-min 124\)"):
         BalsamEvaluator(run, "nowhere", eval_timeout=7200, allocation=AllocationRequest(1, wall_time_min=60))
 
 
@@ -369,16 +407,18 @@ def test_how_often_allocations_cut_a_run_is_written_down_with_its_result(rig: Ba
     assert rig.evaluator.line(0)["m:cut_by_allocations"] == 2
 
 
-def test_a_run_that_allocations_cut_three_times_in_a_row_is_named(rig: BalsamRig) -> None:
+def test_a_run_that_had_three_allocations_whole_and_may_have_more_is_named(tmp_path: Path) -> None:
+    rig = BalsamRig(tmp_path, max_cuts=0)
     rig.evaluator.submit(trials(5))
-    for minutes in (31, 40, 50):  # of 60
+    for minutes in (55, 56, 57):  # of 60
         [job_id] = rig.site.acquire(1)
         rig.api.let_pass(60 * minutes)
         rig.evaluator.collect()
         assert rig.evaluator.notice is None
         rig.site.time_out(job_id)
         rig.evaluator.collect()
-    assert "cut by 3 allocations in a row: trial 5 (50 min the last time)" in (rig.evaluator.notice or "")
+    assert "cut by 3 whole allocations or more: trial 5 (57 min the last time)" in (rig.evaluator.notice or "")
+    rig.close()
 
 
 def test_a_run_cut_by_the_end_of_its_allocation_waits_and_is_run_again(rig: BalsamRig) -> None:
@@ -451,7 +491,7 @@ def test_a_commit_that_lands_late_is_still_seen(rig: BalsamRig) -> None:
 
 
 def test_capacity_follows_the_allocations(rig: BalsamRig) -> None:
-    allocations(rig)._refresh_s = 0
+    allocations(rig)._look_s = 0
     rig.site.add_allocation(3)
     rig.evaluator.collect()
     assert rig.evaluator.capacity == 5
@@ -476,7 +516,7 @@ def test_the_backlog_is_one_wave_first_then_what_ends_during_the_delay_and_never
 
 
 def test_while_no_allocation_runs_the_backlog_is_what_the_queued_ones_start_with(rig: BalsamRig) -> None:
-    allocations(rig)._refresh_s = 0
+    allocations(rig)._look_s = 0
     rig.site.end_allocation(rig.allocation)
     rig.evaluator.collect()
     assert (rig.evaluator.capacity, rig.evaluator.backlog) == (0, 1)
@@ -488,7 +528,7 @@ def test_while_no_allocation_runs_the_backlog_is_what_the_queued_ones_start_with
 # --- beginning again -------------------------------------------------------------------------------------------------
 
 
-def test_another_life_knows_every_trial_every_result_in_order_and_gets_the_rest(rig: BalsamRig) -> None:
+def test_another_driver_knows_every_trial_every_result_in_order_and_gets_the_rest(rig: BalsamRig) -> None:
     rig.evaluator.submit([Trial(n, {"x": float(n)}, Origin("model", 4, 2)) for n in range(4)])
     for number in (1, 0):
         rig.begin()
@@ -515,12 +555,12 @@ def test_other_settings_under_the_same_name_are_refused(rig: BalsamRig) -> None:
         BalsamEvaluator(lambda job: 1.0, "lab", client_path=rig.client_yml).open("s", dict(SETTINGS), max_evals=100)
 
 
-def test_without_a_seed_one_is_drawn_and_the_next_life_accepts_it(rig: BalsamRig) -> None:
+def test_without_a_seed_one_is_drawn_and_the_next_driver_accepts_it(rig: BalsamRig) -> None:
     unseeded = {**SETTINGS, "seed": None}
-    first = rig.again().open("t", dict(unseeded), max_evals=100).record.settings["seed"]
+    first = rig.again().open("t", dict(unseeded), max_evals=100).settings["seed"]
     assert isinstance(first, int)
-    assert rig.again().open("t", dict(unseeded), max_evals=100).record.settings["seed"] == first
-    assert rig.again().open("s", dict(unseeded), max_evals=100).record.settings["seed"] == 1
+    assert rig.again().open("t", dict(unseeded), max_evals=100).settings["seed"] == first
+    assert rig.again().open("s", dict(unseeded), max_evals=100).settings["seed"] == 1
 
 
 def test_a_search_that_another_process_drives_is_refused(rig: BalsamRig) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optimizer_contract import ALL, WAITS, Life, as_data, make, mixed_problem, result_of
+from optimizer_contract import ALL, WAITS, AskTell, as_data, make, mixed_problem, result_of
 from random_problems import FINITE, problems
 
 from deephyper_balsam.errors import ProblemError, SettingsError, TellError
 from deephyper_balsam.optimizers import make_optimizer, optimizer_options
 from deephyper_balsam.optimizers.base import Optimizer
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.trial import Result
 
 ROOT = Path(__file__).parents[2]
@@ -38,24 +38,24 @@ seeds = st.integers(0, 2**32 - 1)
 def test_configurations_are_legal_and_never_repeated_in_any_order_of_tells(
     method: str, problem: HpProblem, seed: int
 ) -> None:
-    life = Life(make(method, problem, seed)).run(10, np.random.default_rng(seed))
-    life.check()
-    life.optimizer.close()
+    loop = AskTell(make(method, problem, seed)).run(10, np.random.default_rng(seed))
+    loop.check()
+    loop.optimizer.close()
 
 
 @every_method
 @relaxed
 @given(problems(kinds=FINITE, max_size=3))
 def test_a_finite_space_is_used_up_exactly(method: str, problem: HpProblem) -> None:
-    life = Life(make(method, problem))
-    while not life.optimizer.exhausted and len(life.trials) < 200:
-        life.ask(7)
-        life.tell(list(life.pending))
-    if len(life.trials) < 200:
-        assert len(life.trials) == problem.size
-        assert life.ask(3) == []
-        assert life.optimizer.exhausted
-    life.check()
+    loop = AskTell(make(method, problem))
+    while not loop.optimizer.exhausted and len(loop.trials) < 200:
+        loop.ask(7)
+        loop.tell(list(loop.pending))
+    if len(loop.trials) < 200:
+        assert len(loop.trials) == problem.size
+        assert loop.ask(3) == []
+        assert loop.optimizer.exhausted
+    loop.check()
 
 
 @every_method
@@ -64,15 +64,15 @@ def test_a_finite_space_is_used_up_exactly(method: str, problem: HpProblem) -> N
 def test_a_restored_search_goes_on_as_the_uninterrupted_one(
     method: str, problem: HpProblem, seed: int, steps: int
 ) -> None:
-    life = Life(make(method, problem, seed)).run(steps, np.random.default_rng(seed))
-    again = Life(make(method, problem, seed))
-    again.optimizer.restore(life.trials, life.results)
-    again.trials, again.pending, again.results = list(life.trials), dict(life.pending), list(life.results)
-    assert again.optimizer.num_asked == life.optimizer.num_asked
-    assert again.optimizer.num_told == life.optimizer.num_told
-    for one in (life, again):
+    loop = AskTell(make(method, problem, seed)).run(steps, np.random.default_rng(seed))
+    again = AskTell(make(method, problem, seed))
+    again.optimizer.restore(loop.trials, loop.results)
+    again.trials, again.pending, again.results = list(loop.trials), dict(loop.pending), list(loop.results)
+    assert again.optimizer.num_asked == loop.optimizer.num_asked
+    assert again.optimizer.num_told == loop.optimizer.num_told
+    for one in (loop, again):
         one.run(5, np.random.default_rng(seed + 1))
-    assert as_data(again.trials) == as_data(life.trials)
+    assert as_data(again.trials) == as_data(loop.trials)
 
 
 @every_method
@@ -93,19 +93,19 @@ SCRIPT = """
 import json, sys
 import numpy as np
 sys.path.insert(0, "tests/contract")
-from optimizer_contract import Life, as_data, make, mixed_problem
-life = Life(make(sys.argv[1], mixed_problem(), 11)).run(12, np.random.default_rng(5))
-print(json.dumps(as_data(life.trials)))
+from optimizer_contract import AskTell, as_data, make, mixed_problem
+loop = AskTell(make(sys.argv[1], mixed_problem(), 11)).run(12, np.random.default_rng(5))
+print(json.dumps(as_data(loop.trials)))
 """
 
 
 @every_method
 def test_the_same_seed_in_another_process_gives_the_same_suggestions(method: str) -> None:
-    life = Life(make(method, mixed_problem(), 11)).run(12, np.random.default_rng(5))
+    loop = AskTell(make(method, mixed_problem(), 11)).run(12, np.random.default_rng(5))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, method], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    assert json.loads(done.stdout) == json.loads(json.dumps(as_data(life.trials)))
+    assert json.loads(done.stdout) == json.loads(json.dumps(as_data(loop.trials)))
 
 
 @every_method
@@ -125,10 +125,11 @@ def test_a_seed_that_was_drawn_can_be_used_again(method: str) -> None:
 def test_nothing_global_is_seeded_or_drawn_from(method: str) -> None:
     import random
 
+    AskTell(make(method, mixed_problem(), 1)).run(8, np.random.default_rng(1))  # libraries draw when they are imported
     random.seed(3)
     np.random.seed(3)  # noqa: NPY002
     before = (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
-    Life(make(method, mixed_problem(), 1)).run(8, np.random.default_rng(1))
+    AskTell(make(method, mixed_problem(), 1)).run(8, np.random.default_rng(1))
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
@@ -256,16 +257,16 @@ def test_a_withdrawn_configuration_may_come_again_but_its_number_never(method: s
 
 @every_method
 def test_restore_keeps_withdrawn_numbers_and_warm_starts(method: str) -> None:
-    life = make(method, mixed_problem(), 3)
-    warm = Result(None, 0.5, config=life.problem.default_configuration)
-    life.tell([warm])
-    trials = life.ask(6)
-    life.withdraw([2])
+    loop = make(method, mixed_problem(), 3)
+    warm = Result(None, 0.5, config=loop.problem.default_configuration)
+    loop.tell([warm])
+    trials = loop.ask(6)
+    loop.withdraw([2])
     told = [result_of(trial) for trial in trials if trial.number != 2]
-    life.tell(told)
+    loop.tell(told)
     again = make(method, mixed_problem(), 3)
     again.restore(trials, [warm, *told], withdrawn=[2])
-    assert as_data(again.ask(5)) == as_data(life.ask(5))
+    assert as_data(again.ask(5)) == as_data(loop.ask(5))
 
 
 @every_method
@@ -297,10 +298,10 @@ def test_asking_for_none_gives_none(method: str) -> None:
 
 @every_method
 def test_to_skopt_holds_the_evaluated_configurations_minimising(method: str) -> None:
-    life = Life(make(method, mixed_problem())).run(6, np.random.default_rng(0))
-    life.tell(list(life.pending))
-    done = [result.objective for result in life.results if result.objective is not None]
-    result = life.optimizer.to_skopt()
+    loop = AskTell(make(method, mixed_problem())).run(6, np.random.default_rng(0))
+    loop.tell(list(loop.pending))
+    done = [result.objective for result in loop.results if result.objective is not None]
+    result = loop.optimizer.to_skopt()
     assert result.func_vals.tolist() == [-value for value in done]
     assert len(result.x_iters) == len(done)
     assert result.fun == -max(done)

@@ -88,6 +88,7 @@ class BalsamApi:
         self.events: list[Row] = []
         self.requests: list[Request] = []
         self.away = False
+        self._last_job_id = 0
         self.token = TOKEN
         self.lock = threading.RLock()
         self._faults: list[_Fault] = []
@@ -121,7 +122,7 @@ class BalsamApi:
             "read_timeout": 120.0,
             "retry_count": 10,
         }
-        path.write_text(yaml.safe_dump({**settings, **changes}))
+        path.write_text(yaml.safe_dump({**settings, **changes}), encoding="utf-8")
         return path
 
     # --- faults --------------------------------------------------------------------------------------------------
@@ -138,6 +139,11 @@ class BalsamApi:
     def lose_next_answer(self, method: str | None = None, path: str | None = None, count: int = 1) -> None:
         """Do what the next requests ask, then close the connection instead of answering."""
         self._faults.append(_Fault("lost", _matcher(method, path), 0, count))
+
+    def lose_answer_after(self, count: int, method: str | None = None, path: str | None = None) -> None:
+        """Serve `count` such requests as they are, and do the one after them without answering."""
+        self._faults.append(_Fault("none", _matcher(method, path), 0, count))
+        self.lose_next_answer(method, path)
 
     def be_slow(self, seconds: float, count: int = 1, path: str | None = None) -> None:
         """Wait before answering the next requests."""
@@ -304,6 +310,10 @@ class BalsamApi:
             raise Refused(404, "Not found")
         return 200, self.jobs[job_id]
 
+    def _next_job_id(self) -> int:
+        self._last_job_id = max(self._last_job_id, *self.jobs, 0) + 1  # never given again, as PostgreSQL's sequences
+        return self._last_job_id
+
     def _post_jobs(self, request: Request) -> tuple[int, Any]:
         if len(request.body) > schemas.MAX_ITEMS_PER_BULK_OP:
             raise Refused(400, "Cannot bulk-create more than 5000 in a single API call.")
@@ -316,7 +326,7 @@ class BalsamApi:
         for spec in specs:
             row = spec.dict(exclude={"transfers", "workdir", "parent_ids"})
             row.update(
-                id=len(self.jobs) + 1,
+                id=self._next_job_id(),
                 workdir=spec.workdir.as_posix(),
                 parent_ids=list(spec.parent_ids),
                 last_update=self.now(),
@@ -348,6 +358,13 @@ class BalsamApi:
         rows = self._select_jobs(request)
         self._update_jobs({row["id"]: {**change, "last_update": self.now()} for row in rows})
         return 200, len(rows)
+
+    def _delete_jobs(self, request: Request) -> tuple[int, Any]:
+        """`balsam/server/models/crud/jobs.py`, delete_query: what a session holds stays, without a word."""
+        for row in self._select_jobs(request):
+            if row["session_id"] is None:
+                del self.jobs[row["id"]]
+        return 204, None
 
     def _update_jobs(self, patches: dict[int, Row]) -> None:
         """`balsam/server/models/crud/jobs.py`, do_update_jobs: one UPDATE with the columns of the first row for all."""
@@ -400,6 +417,12 @@ class BalsamApi:
         }
         self.batch_jobs[row["id"]] = row
         return 201, row
+
+    def _delete_batch_jobs_item(self, request: Request, batch_job_id: int) -> tuple[int, Any]:
+        if batch_job_id not in self.batch_jobs:
+            raise Refused(404, "Not found")
+        del self.batch_jobs[batch_job_id]
+        return 204, None
 
     def _patch_batch_jobs(self, request: Request) -> tuple[int, Any]:
         updates = [json.loads(schemas.BatchJobBulkUpdate(**row).json(exclude_unset=True)) for row in request.body]
@@ -598,7 +621,7 @@ class VirtualSite:
         return dict(schemas.deserialize(self.api.jobs[job_id]["serialized_parameters"]))
 
     def outcome(self, objective: float | None = 1.0, failure: str | None = None, **more: Any) -> Row:
-        """Return an outcome in the words of `deephyper_balsam.worker`."""
+        """Return an outcome in the words of `deephyper_balsam.node.worker`."""
         now = time.time()
         words = {"objective": objective, "failure": failure, "metadata": {}, "start": now - 0.5, "end": now}
         return {**words, "host": "node-1", **more}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from balsam_api import BalsamApi, PlayingSite, VirtualSite
 
-from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.store.gateway import Gateway
 
 
 @pytest.fixture

@@ -96,7 +96,9 @@ def options(words: list[str], with_value: str, long: tuple[str, ...] = ()) -> tu
 
 
 def qsub_cobalt(words: list[str]) -> None:
-    given, (script, *arguments) = options(words, "A q n t o e O", ("env", "jobname", "debuglog", "attrs", "cwd"))
+    given, (script, *arguments) = options(
+        words, "A q n t o e O", ("env", "jobname", "debuglog", "attrs", "cwd", "dependencies")
+    )
     if not os.access(script, os.X_OK):
         fail("Error: command is not executable", 1)
     for needed in ("-A", "-n", "-t"):
@@ -114,6 +116,7 @@ def qsub_cobalt(words: list[str]) -> None:
         "env": dict(pair.replace(r"\:", ":").partition("=")[::2] for pair in pairs if pair),
         "script": script,
         "arguments": arguments,
+        "after": int(given["--dependencies"][0]) if "--dependencies" in given else None,
     }
     number = start(job)
     print(f'Job routed to queue "{job["queue"]}".\n{number}')
@@ -122,7 +125,7 @@ def qsub_cobalt(words: list[str]) -> None:
 def qsub_pbs(words: list[str]) -> None:
     given, (script, *_) = options(words, "N A q v o e j k l W")
     directives: dict[str, str] = {}
-    for line in Path(script).read_text().splitlines():
+    for line in Path(script).read_text(encoding="utf-8").splitlines():
         match = re.match(r"#PBS\s+-l\s+(\w+)=(.*)", line)
         if match:
             directives.setdefault(match[1], match[2].strip())
@@ -142,6 +145,7 @@ def qsub_pbs(words: list[str]) -> None:
         "output": given["-o"][0],
         "env": dict(pair.partition("=")[::2] for pair in pairs),
         "script": script,
+        "after": next((int(word.rpartition(":")[2]) for word in given.get("-W", []) if "afterany" in word), None),
     }
     print(f"{start(job)}.polaris-pbs-01.hsn.cm.polaris.alcf.anl.gov")
 
@@ -159,11 +163,27 @@ def start(job: dict[str, Any]) -> int:
     return int(job["id"])
 
 
+def wait_for_turn(queue: Queue, job: dict[str, Any]) -> bool:
+    """Wait until the job before this one is over; False: this one was deleted. Cobalt's must have ended well."""
+    while job["after"] is not None:
+        before = queue.read(job["after"])
+        if before is None or (before["ended"] and (before["code"] == 0 or os.environ["FAKE_BATCH_KIND"] == "pbs")):
+            break
+        if (queue.folder / f"{job['id']}.delete").exists():
+            job["ended"], job["code"] = time.time(), 0
+            queue.write(job)
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def run_job(number: int) -> None:
     """Run a job's script with a clean environment, as these systems do, until its end or its wall time."""
     queue = Queue()
     job = queue.read(number)
     assert job is not None
+    if not wait_for_turn(queue, job):
+        return
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "FAKE_BATCH", "FAKE_BATCH_KIND") if name in os.environ}
     env = {**kept, **job["env"]}
     if os.environ["FAKE_BATCH_KIND"] == "cobalt":
@@ -200,7 +220,7 @@ def run_job(number: int) -> None:
 
 def log(job: dict[str, Any], text: str) -> None:
     if "log" in job:
-        with open(job["log"], "a") as file:
+        with open(job["log"], "a", encoding="utf-8") as file:
             print(f"{datetime.now(timezone.utc):%a %b %d %H:%M:%S %Y %z} (UTC) {text}", file=file)
 
 
@@ -214,7 +234,7 @@ def clock(seconds: float) -> str:
 
 QUEUES = {
     "cobalt": ("debug-cache-quad", "debug-flat-quad", "default"),
-    "pbs": ("debug", "prod", "medium", "preemptable"),
+    "pbs": ("debug", "debug-scaling", "prod", "medium", "preemptable", "capacity"),
 }
 
 

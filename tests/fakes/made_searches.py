@@ -8,8 +8,8 @@ from typing import Any
 import ConfigSpace as cs
 import numpy as np
 
-from deephyper_balsam.analysis.trials import Trials
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.results.analysis.trials import Trials
 
 
 def network_problem() -> HpProblem:
@@ -86,3 +86,28 @@ def _settings(problem: HpProblem, seed: int) -> dict[str, Any]:
         "num_workers": 4,
         "asked_for": {},
     }
+
+
+ODD_NAMES = ["constructor", "toString", "__proto__", "valueOf", "hasOwnProperty", "a.b", "datum"]
+ODD_CHOICES = ["constructor", "__proto__", "\x1b[31mred", "a\x01b", "toString", "\ufffe", "tab\there", "\u202eback"]
+
+
+def odd_search() -> Trials:
+    """A search whose names and choices mean something to JavaScript, to a terminal or to XML."""
+    problem = HpProblem("odd")
+    for name in ODD_NAMES:
+        problem.add_hyperparameter((0.0, 1.0), name)
+    problem.add_hyperparameter(ODD_CHOICES, "choice")
+    lines = [
+        {
+            "job_id": n,
+            "objective": float(n % 7) / 7,
+            "job_status": "DONE",
+            "m:timestamp_start": n * 1.0,
+            "m:timestamp_end": n + 1.0,
+            **{f"p:{name}": (n * 0.37 + k / 7) % 1 for k, name in enumerate(ODD_NAMES)},
+            "p:choice": ODD_CHOICES[n % len(ODD_CHOICES)],
+        }
+        for n in range(40)
+    ]
+    return Trials("constructor", {"problem": problem.to_dict(), "method": "random"}, lines)

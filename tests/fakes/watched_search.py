@@ -7,11 +7,11 @@ from dataclasses import asdict
 import pytest
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.jobs import Resources, trial_job
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.record import SearchRecord, create_record
-from deephyper_balsam.trial import Origin, Trial
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.record import SearchRecord, create_record
+from deephyper_balsam.store.trial_rows import trial_job
+from deephyper_balsam.trial import Origin, Resources, Trial
 
 
 @pytest.fixture

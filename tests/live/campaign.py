@@ -31,13 +31,14 @@ from typing import Any
 
 import psutil
 
-from deephyper_balsam import jobs, notes, results
-from deephyper_balsam.drivers import read_lives
+from deephyper_balsam.common import processes
 from deephyper_balsam.errors import BalsamError
-from deephyper_balsam.gateway import Gateway, Row
-from deephyper_balsam.record import find_record
-from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.results import table as results
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store import notes, trial_rows
+from deephyper_balsam.store.gateway import Gateway, Row
+from deephyper_balsam.store.lease import read_leases
+from deephyper_balsam.store.record import find_record
 from deephyper_balsam.trial import TrialState
 
 CLI = [sys.executable, "-m", "deephyper_balsam"]
@@ -79,7 +80,7 @@ class Verdict:
     name: str
     killed: list[str]
     evaluated: int = 0
-    lives: int = 0
+    drivers: int = 0
     run_again: int = 0
     set_aside: int = 0
     tables_read: int = 0
@@ -88,8 +89,8 @@ class Verdict:
 
     def __str__(self) -> str:
         said = (
-            f"{self.name}: killed {', '.join(self.killed) or 'nothing'}; {self.evaluated} evaluated in {self.lives} "
-            f"lives, {self.run_again} runs cut and run again, {self.set_aside} jobs set aside, table read "
+            f"{self.name}: killed {', '.join(self.killed) or 'nothing'}; {self.evaluated} evaluated in {self.drivers} "
+            f"drivers, {self.run_again} runs cut and run again, {self.set_aside} jobs set aside, table read "
             f"{self.tables_read} times, {self.seconds:.0f} s"
         )
         return said + ("" if not self.wrong else "\n  WRONG: " + "\n  WRONG: ".join(self.wrong))
@@ -233,7 +234,7 @@ class Campaign:
     def _wait_for_results(self, name: str, count: int, driver: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and driver.poll() is None:
-            rows = self.patiently(lambda gateway: list(gateway.jobs(jobs.trial_tags(name))))
+            rows = self.patiently(lambda gateway: list(gateway.jobs(trial_rows.trial_tags(name))))
             if sum("result" in row["data"] for row in rows) >= count:
                 return True
             time.sleep(0.3)
@@ -243,7 +244,7 @@ class Campaign:
         try:
             return driver.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            rows = self.patiently(lambda gateway: list(gateway.jobs(jobs.trial_tags(name))))
+            rows = self.patiently(lambda gateway: list(gateway.jobs(trial_rows.trial_tags(name))))
             where = Counter((row["state"], row.get("session_id") is not None) for row in rows)
             raise AssertionError(f"{name} did not end within {PATIENCE_S:.0f} s: {where}") from None
 
@@ -254,16 +255,16 @@ class Campaign:
         gateway, name, wrong = self.gateway, verdict.name, verdict.wrong
         rows = self._settled(gateway, name)
         record = find_record(gateway, name)
-        numbers = Counter(jobs.trial_number(row) for row in rows)
-        by_number = {jobs.trial_number(row): row for row in rows}
-        states = {number: jobs.read_state(row) for number, row in by_number.items()}
+        numbers = Counter(trial_rows.trial_number(row) for row in rows)
+        by_number = {trial_rows.trial_number(row): row for row in rows}
+        states = {number: trial_rows.read_state(row) for number, row in by_number.items()}
         counted = [number for number, state in states.items() if state is TrialState.DONE]
         orders = sorted(row["data"]["gathered"]["order"] for row in rows if "gathered" in row["data"])
         verdict.evaluated = len(counted)
         aside = list(gateway.jobs({"set_aside": name}))
         verdict.set_aside = len(aside)
-        lives = [life for life in read_lives(gateway, name)[name] if life.driving_since is not None]
-        verdict.lives = len(lives)
+        leases = [lease for lease in read_leases(gateway, name)[name] if lease.driving_since is not None]
+        verdict.drivers = len(leases)
 
         if len(rows) != len(numbers):
             wrong.append(f"trials with two jobs: {[number for number, count in numbers.items() if count > 1]}")
@@ -278,13 +279,15 @@ class Campaign:
         not_final = {row["id"]: row["state"] for row in rows if row["state"] not in ("JOB_FINISHED", "FAILED")}
         if not_final:
             wrong.append(f"jobs that still look like work: {not_final}")
-        points = Counter(json.dumps(jobs.read_config(by_number[number]), sort_keys=True) for number in counted)
+        points = Counter(json.dumps(trial_rows.read_config(by_number[number]), sort_keys=True) for number in counted)
         if max(points.values(), default=0) > 1:
             wrong.append("a configuration was counted twice")
         drove = sum("driver" in killed for killed in verdict.killed)
         # A driver that was killed before it had claimed the search never drove
-        if not 1 <= len(lives) <= drove + 1 or [life.why for life in lives if life.left_at is not None] != ["complete"]:
-            wrong.append(f"the lives are {[(str(life.why)[:200], life.drove_s) for life in lives]}")
+        if not 1 <= len(leases) <= drove + 1 or [lease.why for lease in leases if lease.left_at is not None] != [
+            "complete"
+        ]:
+            wrong.append(f"the leases are {[(str(lease.why)[:200], lease.drove_s) for lease in leases]}")
         self._judge_runs(verdict, gateway, by_number, aside, calls)
         self._judge_table(verdict, gateway, record, folder)
 
@@ -292,7 +295,7 @@ class Campaign:
         """The jobs, once Balsam has noted the ends of all runs."""
         deadline = time.monotonic() + 30
         while True:
-            rows = list(gateway.jobs(jobs.trial_tags(name)))
+            rows = list(gateway.jobs(trial_rows.trial_tags(name)))
             final = all(row["state"] in ("JOB_FINISHED", "FAILED") for row in rows)
             if final or time.monotonic() > deadline:
                 return rows
@@ -303,7 +306,7 @@ class Campaign:
     ) -> None:
         """No run without a job, and no second run without a reason in Balsam's log."""
         began, ended = Counter[int](), Counter[int]()
-        for line in calls.read_text().splitlines():
+        for line in calls.read_text(encoding="utf-8").splitlines():
             number, what, *_ = line.split()
             (began if what == "began" else ended)[int(number)] += 1
         twins = {int(row["tags"]["trial"]) for row in aside}
@@ -321,7 +324,7 @@ class Campaign:
                     verdict.wrong.append(
                         f"trial {number} ran again though no launcher or server was touched: {reasons}"
                     )
-            if jobs.read_state(row) is TrialState.DONE and not ended[number]:
+            if trial_rows.read_state(row) is TrialState.DONE and not ended[number]:
                 verdict.wrong.append(f"trial {number} has a result and its run never ended")
         unknown = set(began) - set(by_number)
         if unknown:
@@ -333,7 +336,11 @@ class Campaign:
         names = list(record.settings["problem"]["hyperparameters"])
         results.ResultsFile(folder / "expected.csv", names).write(lines, lambda: lines)
         expected = (folder / "expected.csv").read_text()
-        written = (folder / verdict.name / "results.csv").read_text()
+        table = folder / verdict.name / "results.csv"
+        if not table.exists():
+            verdict.wrong.append("the last driver wrote no table")
+            return
+        written = table.read_text()
         if written != expected:
             verdict.wrong.append(f"the table is not what the jobs say:\n{written}\nbut\n{expected}")
 
@@ -355,8 +362,8 @@ class Campaign:
         while time.monotonic() < deadline and not searches:  # the refused one may end before the other has begun
             time.sleep(0.1)
             searches = list(notes.read_notes(self.gateway, name, "search"))
-        lives = read_lives(self.gateway, name)[name]
-        drove = [life.pid for life in lives if life.driving_since is not None]
+        leases = read_leases(self.gateway, name)[name]
+        drove = [lease.pid for lease in leases if lease.driving_since is not None]
         for one in driving:
             one.send_signal(signal.SIGTERM)
             one.wait(60)
@@ -374,7 +381,7 @@ def _is_first(process: psutil.Process, among: list[psutil.Process]) -> bool:
 
 
 def _tail(path: Path) -> str:
-    return path.read_text(errors="replace")[-400:] if path.exists() else "(nothing)"
+    return path.read_text(encoding="utf-8", errors="replace")[-400:] if path.exists() else "(nothing)"
 
 
 @contextmanager

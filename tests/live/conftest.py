@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.common import processes
+from deephyper_balsam.server.stack import LocalStack
+
+# One process runs a whole file: those that take minutes begin first, so that none waits for another at the end
+_LONG = (
+    "test_docs_code_live.py",
+    "test_standalone_live.py",
+    "test_shared_folder_live.py",
+    "test_batch_systems_live.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def stack_environment(stack: LocalStack) -> dict[str, str]:
@@ -22,7 +37,7 @@ def stack_environment(stack: LocalStack) -> dict[str, str]:
 
 def leftovers(stack: LocalStack) -> list[str]:
     """What still runs of a stack that was stopped."""
-    found = processes.matching(processes.carries("DEEPHYPER_BALSAM_STACK", str(stack.folder)))
+    found = stack.every_process()
     return [f"{process.pid} {process.cmdline()}" for process in found]
 
 
@@ -40,6 +55,20 @@ def stack() -> Iterator[LocalStack]:
         left = leftovers(made)
         shutil.rmtree(folder, ignore_errors=True)
     assert not left, f"the stack left processes behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """End the searches that a test started, also when it failed before it could do so."""
+    before = {child.pid for child in psutil.Process().children()}
+    yield
+    left = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            words = child.cmdline()
+            if child.pid not in before and "search" in words and "deephyper_balsam" in words:
+                left.append(child)
+    processes.end(left, grace_s=30)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deephyper_balsam.gateway import Gateway
+from deephyper_balsam.server.stack import LocalStack
 from deephyper_balsam.sites.configs import init_site
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.store.gateway import Gateway
 
 from .conftest import stack_environment
 from .waiting import wait_for
@@ -26,14 +26,24 @@ from deephyper_balsam import HpProblem
 problem = HpProblem("bowl")
 problem.add_hyperparameter((-3.0, 3.0), "x")
 """
-# `run.hold` holds evaluations from the third on; with `run.meet` the first two wait for each other.
+# `run.hold` holds all evaluations but the first two that begin, whatever their numbers;
+# with `run.meet` the first two wait for each other.
 RUN = """
 import os, pathlib, time
 def first(*names):
     return next((os.environ[name] for name in names if name in os.environ), None)
+def is_early(here):
+    for place in range(2):
+        try:
+            here.with_name(f"here.early.{place}").touch(exist_ok=False)
+            return True
+        except FileExistsError:
+            pass
+    return False
 def run(job):
     here = pathlib.Path(__file__)
-    while job.id >= 2 and here.with_suffix(".hold").exists():
+    early = here.with_suffix(".hold").exists() and is_early(here)
+    while not early and here.with_suffix(".hold").exists():
         time.sleep(0.2)
     if here.with_suffix(".meet").exists() and job.id < 2:
         here.with_name(f"here.{job.id}").touch()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import threading
 import time
 from collections import Counter
-from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
 from typing import Any
 
 import yaml
+
+from deephyper_balsam.common.private import private_folder
+from deephyper_balsam.store import sockets
 
 FAULTS = ("lost request", "lost answer", "500 before", "500 after", "slow")
 
@@ -27,22 +32,27 @@ class Proxy:
         self.share = 0.0
         self.met: Counter[str] = Counter()
         self.lost_creations = 0
-        self._port = int(url.rpartition(":")[2])
+        self._path = sockets.path_of(url) or ""
+        self._folder = private_folder()
         self._rng = random.Random(seed)
         self._due = 0.0
         self._deck: list[str] = []  # shuffled, so that every fault is met before one is met again
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
+        self._server = _Server(str(self._folder / "proxy.sock"), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return sockets.url_of(str(self._server.server_address))
 
     def credentials(self, real: Path, path: Path) -> Path:
         """Write a credentials file that leads through the proxy."""
-        path.write_text(yaml.safe_dump({**yaml.safe_load(real.read_text()), "api_root": self.url}))
+        path.write_text(
+            yaml.safe_dump({**yaml.safe_load(real.read_text(encoding="utf-8")), "api_root": self.url}), encoding="utf-8"
+        )
+        key = real.with_suffix(".key").read_text(encoding="utf-8")
+        path.with_suffix(".key").write_text(key, encoding="utf-8")
         return path
 
     def draw(self) -> str | None:
@@ -59,7 +69,7 @@ class Proxy:
 
     def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
         """Make the request at the real API."""
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection = sockets.Connection(self._path, timeout_s=30)
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
@@ -71,10 +81,12 @@ class Proxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        shutil.rmtree(self._folder)
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingUnixStreamServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, *args: Any) -> None:
         pass  # a connection that was dropped on purpose
@@ -83,7 +95,6 @@ class _Server(ThreadingHTTPServer):
 def _handler_of(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
         wbufsize = 1 << 16
 
         def log_message(self, *args: Any) -> None:

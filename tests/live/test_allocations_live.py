@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.batch import ID_VARIABLE
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.common import processes
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.sites.local_batch import ID_VARIABLE
+from deephyper_balsam.store.gateway import Gateway
 
 from .conftest import stack_environment
 from .waiting import wait_for
@@ -120,8 +120,10 @@ def kill_allocation(stack: LocalStack, scheduler_id: int) -> None:
     """Kill every process of an allocation at once, as when its first node is lost."""
     of_site = processes.carries("BALSAM_SITE_PATH", stack.env["BALSAM_SITE_PATH"])
     of_allocation = processes.carries(ID_VARIABLE, str(scheduler_id))
-    for process in processes.matching(lambda process: of_site(process) and of_allocation(process)):
-        processes.send(process, signal.SIGKILL)
+    found = processes.matching(lambda process: of_site(process) and of_allocation(process))
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # none sees another die, and says its last word
+        for process in found:
+            processes.send(process, number)
 
 
 def calls(world: World) -> Counter[int]:

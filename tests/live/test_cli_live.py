@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from deephyper_balsam.cli import main
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store.gateway import Gateway
 
 pytestmark = pytest.mark.live
 
@@ -197,7 +197,7 @@ def test_an_option_of_another_method_is_refused(call: Call) -> None:
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_folder_that_cannot_be_written_is_refused(call: Call) -> None:
-    Path("file").write_text("")
+    Path("file").write_text("", encoding="utf-8")
     refused(
         call("search", "run", "s", *ENOUGH, "--log-dir", "file/below"),
         2,
@@ -205,18 +205,18 @@ def test_a_folder_that_cannot_be_written_is_refused(call: Call) -> None:
         "Not a directory",
         "--log-dir",
     )
-    assert Path("file").read_text() == ""
+    assert Path("file").read_text(encoding="utf-8") == ""
 
 
 @pytest.mark.usefixtures("unchanged")
 def test_results_into_a_folder_that_cannot_be_written_are_refused(call: Call, begun: str) -> None:
-    Path("file").write_text("")
+    Path("file").write_text("", encoding="utf-8")
     refused(call("search", "results", begun, "-o", "file/below.csv"), 2, "file/below.csv", "cannot be written")
 
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_command_that_names_unknown_hyperparameters_is_refused(call: Call) -> None:
-    Path("command.yaml").write_text("command: 'echo {{ x }} {{ width }}'\nobjective: {regex: '(.*)'}")
+    Path("command.yaml").write_text("command: 'echo {{ x }} {{ width }}'\nobjective: {regex: '(.*)'}", encoding="utf-8")
     refused(call("search", "run", "s", *ENOUGH, "--run", "command.yaml"), 2, "['width']", "['x']")
 
 
@@ -235,11 +235,11 @@ def test_a_login_that_the_server_does_not_know_is_told(
 
 @pytest.mark.usefixtures("unchanged")
 def test_a_dry_run_prints_a_file_of_options_that_gives_the_same_again(call: Call) -> None:
-    options = (*ENOUGH, "--surrogate", "ET", "--kappa", "1.5", "--nodes", "2", "--log-dir", "logs")
+    options = (*ENOUGH, "--surrogate", "ET", "--kappa", "1.5", "--nodes", "1", "--log-dir", "logs")
     first = call("search", "run", "s", *options, "--dry-run")
     assert first.code == 0, first
     assert yaml.safe_load(first.out)["kappa"] == 1.5
-    Path("search.yaml").write_text(first.out)
+    Path("search.yaml").write_text(first.out, encoding="utf-8")
     again = call("search", "run", "s", "--file", "search.yaml", "--dry-run")
     assert (again.code, again.out) == (0, first.out)
     other = call("search", "run", "s", "--file", "search.yaml", "--surrogate", "RF", "--dry-run")
@@ -272,7 +272,7 @@ def test_results_go_to_the_screen_or_to_a_file(call: Call, begun: str) -> None:
     shown = call("search", "results", begun)
     assert shown.out.splitlines()[0].startswith("p:x,objective,job_id,job_status,m:timestamp_submit")
     assert call("search", "results", begun, "-o", "here/all.csv").code == 0
-    assert Path("here/all.csv").read_text() == shown.out
+    assert Path("here/all.csv").read_text(encoding="utf-8") == shown.out
     assert call("search", "results", begun, "--legacy").out.strip() == "x,objective,elapsed_sec"
     assert [name for name in os.listdir("here") if name.startswith(".")] == []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.server.stack import LocalStack
 
 from .conftest import leftovers
 
@@ -32,6 +32,18 @@ def folder() -> Iterator[Path]:
     left = leftovers(LocalStack(top / "balsam"))
     shutil.rmtree(top, ignore_errors=True)
     assert not left, f"the page leaves processes behind: {left}"
+
+
+def shape(line: str) -> tuple[str, ...]:
+    """The first words of a line of output, without what differs from machine to machine."""
+    plain = re.sub(r"(?:http\S*:/|')?/[\w./-]+.*", "PATH", line)
+    return tuple(re.sub(r"\d[\d.]*", "#", word) for word in plain.split()[:4])
+
+
+def stale(shown: list[str], output: str) -> list[str]:
+    """The lines that a page shows and the commands do not print any more."""
+    printed = {shape(line) for line in output.splitlines()}
+    return [line for line in shown if shape(line) not in printed]
 
 
 def test_the_sequence_of_the_local_page_leads_to_results(folder: Path) -> None:
@@ -54,6 +66,8 @@ def test_the_sequence_of_the_local_page_leads_to_results(folder: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    samples = [text for language, text in _BLOCK.findall(PAGE.read_text(encoding="utf-8")) if language == "text"]
+    assert not stale([line for text in samples[1:4] for line in text.splitlines()], done.stdout)
     assert "Search cancer-1: 3 done." in done.stdout
     assert "Search cancer-1: 4 done." in done.stdout
     assert "cancer_run" in done.stdout

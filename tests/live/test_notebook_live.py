@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.server.stack import LocalStack
 
 pytestmark = pytest.mark.live
 

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from deephyper_balsam import BalsamEvaluator, HpProblem, Resources, allocations, watch
-from deephyper_balsam.allocations import AllocationRequest
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.search import Progress, Search
-from deephyper_balsam.sites import processes
+from deephyper_balsam import BalsamEvaluator, HpProblem, Resources
+from deephyper_balsam.common import processes
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.monitor import liveness
+from deephyper_balsam.server.stack import LocalStack
 from deephyper_balsam.sites.configs import site_config
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.store import allocations
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.store.gateway import Gateway
 from deephyper_balsam.trial import TrialState
 
 from .conftest import stack_environment
@@ -45,7 +48,7 @@ def run(job):
 
 
 NODES = """
-from deephyper_balsam.sites.platforms import LocalNode
+from deephyper_balsam.sites.local import LocalNode
 class ThreeNodes(LocalNode):
     @classmethod
     def get_job_nodelist(cls):
@@ -72,7 +75,7 @@ class SecondSite:
         command = [sys.executable, "-m", "deephyper_balsam", "site", "init", str(self.path), "--config", config]
         environment["PYTHONPATH"] = str(folder)  # where a node class of the test's own is found
         subprocess.run([*command, "--name", self.name], env=environment, check=True, capture_output=True)
-        with open(folder / "agent.log", "w") as log:
+        with open(folder / "agent.log", "w", encoding="utf-8") as log:
             self.agent = subprocess.Popen(
                 [sys.executable, "-m", "balsam.site.service.main"],
                 cwd=self.path,
@@ -121,7 +124,7 @@ def of_three_nodes(stack: LocalStack, folder: Path) -> Iterator[SecondSite]:
     config = folder / "config"
     shutil.copytree(site_config("local").path, config)
     settings = (config / "settings.yml").read_text()
-    changed = settings.replace("deephyper_balsam.sites.platforms.LocalNode", "three_nodes.ThreeNodes")
+    changed = settings.replace("deephyper_balsam.sites.local.LocalNode", "three_nodes.ThreeNodes")
     (config / "settings.yml").write_text(changed.replace("max_nodes: 1", "max_nodes: 3"))
     (folder / "three_nodes.py").write_text(NODES)
     with site_beside(stack, folder, str(config)) as made:
@@ -132,8 +135,8 @@ def test_two_sites_share_a_search_and_one_ends_it_when_the_other_is_killed(
     stack: LocalStack, second: SecondSite, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name, seconds in (
-        (watch, "_LOOK_S", 1.0),
-        (watch, "_SILENT_S", 6.0),
+        (liveness, "_LOOK_S", 1.0),
+        (liveness, "_SILENT_S", 6.0),
         (allocations, "SILENT_LAUNCHER_S", 8.0),
     ):
         monkeypatch.setattr(module, name, seconds)  # nobody waits for minutes here

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from deephyper_balsam.drivers import read_lives
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.sites import chain
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store import allocation_chain
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.lease import read_leases
 
 from .conftest import stack_environment
 from .waiting import wait_for
@@ -59,7 +59,7 @@ class World:
         )  # fmt: skip
 
     def links(self, search: str, *states: str) -> list[dict[str, Any]]:
-        return chain.find(self.gateway, [self.site["id"]], search, states or None)
+        return allocation_chain.find(self.gateway, [self.site["id"]], search, states or None)
 
     def outputs(self, search: str) -> str:
         paths = [Path(self.site["path"], "qsubmit", f"qlaunch{row['id']:05d}.output") for row in self.links(search)]
@@ -92,14 +92,16 @@ def test_a_search_outlives_its_allocation_without_a_person(world: World) -> None
 
     def second_drives() -> bool:
         rows = world.links("chained", "running")
-        driving = [life for life in read_lives(world.gateway, "chained")["chained"] if life.driving_since is not None]
+        driving = [
+            lease for lease in read_leases(world.gateway, "chained")["chained"] if lease.driving_since is not None
+        ]
         return [row["id"] for row in rows] == [first["id"] + 1] and len(driving) == 3  # the submission is one
 
     wait_for(second_drives, "the second allocation, with a driver of its own")
     (world.folder / "hold").unlink()
-    wait_for(lambda: not world.links("chained", *chain.ALIVE), "the end of the second allocation")
+    wait_for(lambda: not world.links("chained", *allocation_chain.ALIVE), "the end of the second allocation")
     assert (first["optional_params"]["chain"], len(world.links("chained"))) == ("2", 2), world.outputs("chained")
-    script = Path(world.site["path"], "qsubmit", f"qlaunch{first['id']:05d}.sh").read_text()
+    script = Path(world.site["path"], "qsubmit", f"qlaunch{first['id']:05d}.sh").read_text(encoding="utf-8")
     assert script == shown.stdout.removesuffix("\n")
 
     rows = list(world.gateway.jobs({"search": "chained"}))
@@ -107,7 +109,7 @@ def test_a_search_outlives_its_allocation_without_a_person(world: World) -> None
     assert len(gathered) == 8
     assert sorted(row["data"]["gathered"]["order"] for row in gathered) == list(range(8))
     assert {number: count for number, count in world.calls().items() if count > 1}.keys() == {3, 4}  # cut, run again
-    whys = [life.why for life in read_lives(world.gateway, "chained")["chained"]]
+    whys = [lease.why for lease in read_leases(world.gateway, "chained")["chained"]]
     assert whys == [f"submitted as BatchJob {first['id']}", "interrupted", "complete"]
     assert "this allocation ends: the wall time is near" in world.outputs("chained")
     assert "8 done" in world.outputs("chained")
@@ -126,9 +128,9 @@ def test_an_allocation_that_comes_early_serves_the_driver_there_is_and_does_not_
     wait_for(lambda: world.calls().total() == 7, "two more runs, in the second allocation")
     stopped = world.call("stop", "halted", "--now")
     assert stopped.returncode == 0, stopped.stderr
-    wait_for(lambda: not world.links("halted", *chain.ALIVE), "the end of both allocations")
+    wait_for(lambda: not world.links("halted", *allocation_chain.ALIVE), "the end of both allocations")
     (world.folder / "hold").unlink()
-    whys = [life.why for life in read_lives(world.gateway, "halted")["halted"]]
+    whys = [lease.why for lease in read_leases(world.gateway, "halted")["halted"]]
     assert len(whys) == 2, world.outputs("halted")  # the submission, and the one driver
     assert whys[1].startswith("stopped by ")
     assert len(world.links("halted")) == 2

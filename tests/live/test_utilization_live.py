@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from deephyper_balsam import BalsamEvaluator, HpProblem, RandomSearch, Resources
-from deephyper_balsam import search as driving
-from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.cli import main
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.ledger import CAUSES, account
-from deephyper_balsam.record import find_record
-from deephyper_balsam.traces import read_trace
+from deephyper_balsam.driver import loop as driving
+from deephyper_balsam.monitor.node_hours import CAUSES, count_node_hours
+from deephyper_balsam.monitor.timeline import read_timeline
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.record import find_record
 
 from .waiting import wait_for
 
@@ -48,7 +48,7 @@ def searching(name: str, run: Callable[[Any], float], folder: Path, nodes: int |
 
 
 def utilization(name: str) -> dict[str, Any]:
-    """Return the ledger once the agent has said when the allocation began and ended."""
+    """Return the node-hours once the agent has said when the allocation began and ended."""
     gateway = Gateway()
     site = gateway.site("local")["id"]
 
@@ -66,13 +66,13 @@ def check_sum(name: str) -> None:
     """The parts add up to what the BatchJobs lasted, and the busy ones to what the runs themselves say."""
     gateway = Gateway()
     record = find_record(gateway, name)
-    trace = read_trace(gateway, record)
-    ledger = account(trace)
-    lasted = sum(one.nodes * (one.end - one.start) for one in trace.allocations) / 3600
-    assert sum(ledger.by_kind.values()) == pytest.approx(lasted, rel=0.01)
+    timeline = read_timeline(gateway, record)
+    hours = count_node_hours(timeline)
+    lasted = sum(one.nodes * (one.end - one.start) for one in timeline.allocations) / 3600
+    assert sum(hours.by_kind.values()) == pytest.approx(lasted, rel=0.01)
     results = [row["data"]["result"] for row in gateway.jobs({"search": name}) if "result" in row["data"]]
     ran = sum(result["end"] - result["start"] for result in results) / 2 / 3600  # two places a node
-    assert ledger.by_kind["useful"] + ledger.by_kind["failed"] == pytest.approx(ran, rel=0.01)
+    assert hours.by_kind["useful"] + hours.by_kind["failed"] == pytest.approx(ran, rel=0.01)
 
 
 def most_idle(found: dict[str, Any], *but: str) -> str:
@@ -118,7 +118,7 @@ def test_an_empty_queue_that_nobody_fills_is_found(balsam_env: dict[str, str], t
         }
     )
     searching("empty-queue", short, tmp_path, nodes=None).search(max_evals=2)
-    time.sleep(6)
+    time.sleep(20)  # longer than what else may keep a node idle on a busy machine
     searching("empty-queue", short, tmp_path, nodes=None).search(max_evals=4)
     gateway.end_batch_job(batch_job["id"])
     found = utilization("empty-queue")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.server.stack import LocalStack
 
 from .conftest import stack_environment
 from .proxy import Proxy
@@ -66,7 +66,7 @@ def gate(stack: LocalStack) -> Iterator[Gate]:
 def keep(name: str, text: str) -> None:
     """Leave a screen for a person to look at, where asked for."""
     if os.environ.get("SCREENS"):
-        Path(os.environ["SCREENS"], f"{name}.txt").write_text(text + "\n")
+        Path(os.environ["SCREENS"], f"{name}.txt").write_text(text + "\n", encoding="utf-8")
 
 
 def test_a_search_is_watched_on_two_terminals_from_its_middle_to_its_end(
@@ -109,7 +109,7 @@ def test_a_search_is_watched_on_two_terminals_from_its_middle_to_its_end(
 
         watch.resize(120, 40)
         wait_for(shows(watch, *held), "the screen in its new size")
-        wait_for(lambda: max(map(len, watch.rows)) > 100, "the wider picture")
+        wait_for(lambda: max(map(len, watch.rows)) > 100, "the wider screen")
         keep("watch-120x40", watch.text)
         watch.resize(80, 24)
         wait_for(shows(watch, *held), "the screen in its old size")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deephyper_balsam.resources import folder
+from deephyper_balsam.common.bundled_files import folder
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,17 @@ def modules_as_they_were(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         file = getattr(sys.modules[name], "__file__", None)
         if file and any(Path(file).is_relative_to(place) for place in places):
             del sys.modules[name]
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """End a test that waits for a pipe that nobody writes to."""
+
+    def end(*_args: object) -> None:
+        pytest.fail("it waits without end")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

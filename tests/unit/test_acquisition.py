@@ -13,7 +13,7 @@ from deephyper_balsam.optimizers.acquisition import (
     score,
     unit_design,
 )
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 
 
 def neighbourhood() -> Neighbourhood:
@@ -119,6 +119,9 @@ def test_the_local_search_finds_the_minimum_of_its_criterion() -> None:
     def bowl(rows: FloatArray) -> FloatArray:
         return ((rows - 0.7) ** 2).sum(axis=1)[None, :]
 
-    rows, scores = candidate_pool(near, np.empty((0, 4)), bowl, np.random.default_rng(0))
-    assert scores.min() < 0.02
-    assert scores.shape == (1, len(rows))
+    lowest = []
+    for seed in range(5):
+        rows, scores = candidate_pool(near, np.empty((0, 4)), bowl, np.random.default_rng(seed))
+        lowest.append(scores.min())
+        assert scores.shape == (1, len(rows))
+    assert np.median(lowest) < 0.02

@@ -14,10 +14,11 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.allocations import AllocationRequest, Allocations, Work
 from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.jobs import Resources
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.store.allocations import Allocations, Work
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.trial import Resources
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -46,7 +47,6 @@ def make(gateway: Gateway, site: VirtualSite, clock: Clock) -> Make:
             {"search": "s"},
             (resources or Resources()).slots,
             AllocationRequest(**request) if request else None,
-            refresh_s=3.0,
             clock=clock,
         )
 
@@ -122,6 +122,34 @@ def test_balsam_is_asked_again_only_after_a_while(make: Make, api: BalsamApi, cl
     clock.now += 0.1
     allocations.refresh()
     assert len(api.asked("GET", "batch-jobs/")) == 2
+
+
+def test_allocations_that_ended_are_read_again_once_a_minute_at_most(
+    make: Make, api: BalsamApi, site: VirtualSite, clock: Clock
+) -> None:
+    ended = [site.add_allocation(1, "finished") for _ in range(40)]
+    runs = site.add_allocation(1)
+    allocations = make()
+    look(allocations, clock)
+    for _ in range(9):
+        look(allocations, clock)
+    assert sum(len(request.rows) for request in api.asked("GET", "batch-jobs/")) == 41 + 9
+    site.end_allocation(runs)
+    later = site.add_allocation(2)
+    look(allocations, clock)
+    assert [row["id"] for row in allocations.seen] == [*ended, runs, later]
+    assert allocations.seen[-2]["state"] == "finished"
+    assert allocations.capacity == 2
+
+
+def test_the_time_of_an_allocation_is_that_of_the_request_where_it_is_longer(
+    make: Make, site: VirtualSite, clock: Clock
+) -> None:
+    site.add_allocation(1)  # of 60 minutes
+    longer, shorter = make(nodes=1, wall_time_min=600), make(nodes=1, wall_time_min=5)
+    for allocations in (longer, shorter):
+        look(allocations, clock)
+    assert (longer.wall_time_s, shorter.wall_time_s) == (36000.0, 3600.0)
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -430,14 +458,14 @@ def test_three_early_deaths_in_a_row_end_the_search_and_the_last_log_is_quoted(
     assert "line 15" not in said
 
 
-def test_deaths_in_between_long_lives_are_forgiven(make: Make, site: VirtualSite, clock: Clock) -> None:
+def test_deaths_in_between_long_allocations_are_forgiven(make: Make, site: VirtualSite, clock: Clock) -> None:
     allocations = make(nodes=1)
     look(allocations, clock)
     for lived_s in (5, 5, 3600, 5, 5, 3600):
         live_and_die(allocations, site, clock, lived_s)
 
 
-def test_the_time_in_the_schedulers_queue_is_no_life(make: Make, site: VirtualSite, clock: Clock) -> None:
+def test_the_time_in_the_schedulers_queue_does_not_count(make: Make, site: VirtualSite, clock: Clock) -> None:
     allocations = make(nodes=1)
     look(allocations, clock)
 

@@ -9,24 +9,27 @@ import math
 import re
 import sys
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ConfigSpace import EqualsCondition
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
-from made_searches import made_search, network_problem
+from made_searches import ODD_NAMES, made_search, network_problem, odd_search
 
-from deephyper_balsam.analysis.compare import compare_searches, comparison_figure
-from deephyper_balsam.analysis.drawing import draw, to_vega
-from deephyper_balsam.analysis.figures import KINDS, figure
-from deephyper_balsam.analysis.report import html
-from deephyper_balsam.analysis.trials import Trials, best_so_far, running
 from deephyper_balsam.cli.report import _KINDS
 from deephyper_balsam.errors import InputError
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.results.analysis import figures
+from deephyper_balsam.results.analysis.compare import compare_searches, comparison_figure
+from deephyper_balsam.results.analysis.drawing import draw, to_vega
+from deephyper_balsam.results.analysis.figures import KINDS, figure
+from deephyper_balsam.results.analysis.report import html
+from deephyper_balsam.results.analysis.trials import Trials, best_so_far, labels_of, running
 
 
 def ended(number: int, objective: float | None, start: float, end: float) -> dict[str, Any]:
@@ -87,8 +90,14 @@ def test_every_figure_is_drawn_as_svg(kind: str) -> None:
     drawn = draw(figure(made_search(60), kind), ".svg").decode()
     assert drawn.startswith("<svg")
     assert "NaN" not in drawn
-    words = {"importance": "learning_rate", "dependence": "units", "panels": "logistic", "parallel": "batch_size"}
-    assert words.get(kind, "began" if "running" in kind or "time" in kind else "evaluations ended") in drawn
+    words = {
+        "progress-time": "without pauses",
+        "importance": "learning_rate",
+        "dependence": "units",
+        "panels": "logistic",
+        "parallel": "batch_size",
+    }
+    assert words.get(kind, "began" if "running" in kind else "evaluations ended") in drawn
 
 
 def test_a_figure_is_a_pdf_or_a_png_too() -> None:
@@ -141,6 +150,44 @@ def test_no_name_or_choice_disturbs_a_figure_or_the_report() -> None:
     page = html(trials, 0.0)
     assert page.count("</script>") == 4
     assert "<b>" not in page
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
+def test_names_of_javascript_and_control_characters_are_drawn(suffix: str) -> None:
+    for kind in KINDS:
+        drawn = draw(figure(odd_search(), kind), suffix)
+        if suffix == ".svg":
+            text = drawn.decode()
+            assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ufffe]", text)
+            if kind in ("importance", "dependence", "panels", "parallel"):
+                assert all(f">{name}" in text for name in ODD_NAMES)
+
+
+def test_searches_with_names_of_javascript_are_compared() -> None:
+    searches = [made_search(12, seed=n, name=name, num_workers=n) for n, name in enumerate(ODD_NAMES[:4])]
+    assert "constructor" in draw(comparison_figure(compare_searches(searches, "time")), ".svg").decode()
+
+
+def test_a_figure_says_which_trials_lie_below_its_axis() -> None:
+    trials = search_of(*[0.90 + n / 1000 for n in range(20)], -1e9)
+    for kind in ("progress", "progress-time", "parallel", "panels", "importance", "dependence"):
+        drawn = draw(figure(trials, kind), ".svg").decode()
+        assert "1 trial lies below the axis and is drawn at its foot; the lowest has -1e+09." in drawn
+    assert "below the axis" not in draw(figure(search_of(0.1, 0.2), "progress"), ".svg").decode()
+
+
+def test_the_place_of_what_is_inactive_is_named() -> None:
+    assert ">inactive<" in draw(figure(made_search(30), "parallel"), ".svg").decode()
+    assert "inactive" not in draw(figure(search_of(0.1, 0.2), "parallel"), ".svg").decode()
+
+
+def test_failures_that_differ_only_in_numbers_are_one_row_of_the_report() -> None:
+    trials = search_of(0.1, None, None, None, 0.2)
+    for line, why in zip(trials.failed, ["loss 3.5 at step 17", "loss 1e-7 at step 2", "no space left"], strict=True):
+        line["m:failure"] = why
+    page = html(trials, 0.0)
+    assert '<td class="number">2</td><td>loss 3.5 at step 17 (also with other numbers)</td><td>1, 2</td>' in page
+    assert '<td class="number">1</td><td>no space left</td>' in page
 
 
 def test_without_a_result_there_is_nothing_to_draw_and_it_says_so() -> None:
@@ -223,7 +270,7 @@ def test_every_trial_stands_in_the_report_with_its_exact_values(page: str) -> No
 
 def test_a_search_with_too_few_trials_for_a_forest_has_a_report_that_says_so() -> None:
     page = html(search_of(0.1, 0.2, 0.3), 0.0)
-    assert "Importances need 10 trials with an objective, but there are 3." in page
+    assert "Importances need 10 trials with an objective, but got 3." in page
 
 
 def test_a_search_of_ten_thousand_trials_has_a_report_below_5_mb() -> None:
@@ -294,6 +341,25 @@ def test_searches_are_compared_at_equal_time_too() -> None:
     assert "NaN" not in draw(comparison_figure(found), ".svg").decode()
 
 
+def test_pauses_do_not_count_as_time_of_the_search() -> None:
+    there = replace(made_search(20, name="a"), driven=[(0.0, 1e6)])
+    ends = [line["m:timestamp_end"] for line in there.ended]
+    middle = ends[9]
+    paused = [
+        {**line, "m:timestamp_start": line["m:timestamp_start"] + 1e5, "m:timestamp_end": line["m:timestamp_end"] + 1e5}
+        if line.get("m:timestamp_end", 0) > middle
+        else line
+        for line in there.lines
+    ]
+    pause = replace(there, name="b", lines=paused, driven=[(0.0, middle), (middle + 1e5, 1e6)])
+    assert pause.search_time(middle + 5e4) == middle
+    assert [pause.search_time(line["m:timestamp_end"]) for line in pause.ended] == pytest.approx(ends)
+    found = compare_searches([there, pause], "time")
+    assert found.budget == pytest.approx(max(ends))
+    progress = [figure(one, "progress-time")["layer"][-1]["data"]["values"][-1] for one in (there, pause)]
+    assert progress[0]["t"] == pytest.approx(progress[1]["t"])
+
+
 def test_equal_searches_share_their_rank() -> None:
     found = compare_searches([made_search(10, name="a"), made_search(10, name="b", method="random")])
     assert [group["rank"] for group in found.to_dict()["groups"]] == [1.5, 1.5]
@@ -312,3 +378,73 @@ def small_problem() -> dict[str, Any]:
     problem = network_problem()
     problem.add_hyperparameter((0, 1), "more")
     return problem.to_dict()
+
+
+# --- None, and choices that look alike -------------------------------------------------------------------------------
+
+
+def search_with_none(count: int = 60) -> Trials:
+    """A search whose best trials have None as the value of `penalty`; `strength` is inactive in them."""
+    problem = HpProblem("none")
+    penalty = problem.add_hyperparameter([None, "l1", "None", 1, "1", ""], "penalty")
+    strength = problem.add_hyperparameter((0.0, 1.0), "strength")
+    problem.add_condition(EqualsCondition(strength, penalty, "l1"))
+    rng = np.random.default_rng(0)
+    lines = []
+    for n, config in enumerate(problem.encoder.decode(problem.encoder.sample(count, rng))):
+        objective = 1.0 if config["penalty"] is None else 0.1
+        lines.append({**ended(n, objective, n, n + 1.0), **{f"p:{name}": value for name, value in config.items()}})
+    return Trials("none", {"problem": problem.to_dict(), "method": "random", "options": {}}, lines)
+
+
+def test_none_is_a_value_in_every_figure_and_what_is_inactive_is_none() -> None:
+    trials = search_with_none()
+    with_none = {line["job_id"] for line in trials.lines if line["p:penalty"] is None}
+    rows = figures.rows(trials)
+    assert {row["n"] for row in rows if row["p0"] == "None"} == with_none
+    assert all(row["p0"] is not None for row in rows)
+    assert {row["n"] for row in rows if row["p1"] is not None} == {
+        line["job_id"] for line in trials.lines if line["p:penalty"] == "l1"
+    }
+    lines = figures.parallel(trials)["data"]["values"]
+    below = {(point["n"], point["x"]) for point in lines if point["y"] < 0}
+    assert below == {(row["n"], 1) for row in rows if row["p1"] is None}
+
+
+def test_choices_that_look_alike_have_labels_of_their_own() -> None:
+    column = search_with_none().problem.encoder.columns[0]
+    assert list(labels_of(column).values()) == ["None", "l1", '"None"', "1", '"1"', '""']
+
+
+def test_the_forest_learns_from_trials_with_none() -> None:
+    trials = search_with_none()
+    landscape = figures.learn(trials)
+    assert landscape.num_trials == len(trials.done)
+    assert landscape.shares()[0].names == ("penalty",)
+    assert landscape.shares()[0].share > 0.9
+
+
+def test_a_configuration_that_is_copied_from_the_report_has_its_none() -> None:
+    trials = search_with_none()
+    page = unescape(html(trials, 0.0))
+    assert 'data-copy="{\n  "penalty": null\n}"' in page
+    assert "data-copy=\"{'penalty': None}\"" in page
+    brought = data_of(html(trials, 0.0))
+    at = brought["columns"].index("p:penalty")
+    cells = {line[brought["columns"].index("job_id")]: line[at] for line in brought["lines"]}
+    assert all((cells[line["job_id"]] == []) == (line["p:penalty"] is None) for line in trials.lines)
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'id="data"[^>]*>([^<]*)<', page)
+    assert found is not None
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
+@pytest.mark.parametrize(("key", "value"), [("warm_start", [[{"x": 0.5}, 1.0]]), ("eval_timeout", 60.0)])
+def test_searches_that_differ_in_more_than_the_seed_are_not_merged(key: str, value: Any) -> None:
+    one, other = replace(search_of(1.0, 2.0), name="a"), replace(search_of(1.0, 3.0), name="b")
+    seeded = replace(other, settings={**other.settings, "seed": 2})
+    assert [len(group.searches) for group in compare_searches([one, seeded]).groups] == [2]
+    unlike = replace(other, settings={**other.settings, key: value})
+    assert [group.label for group in compare_searches([one, unlike]).groups] == ["a", "b"]

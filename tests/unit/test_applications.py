@@ -9,11 +9,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from deephyper_balsam.apps import bundled, command_parameters, resolve_problem, resolve_run
-from deephyper_balsam.command import run_command
-from deephyper_balsam.resources import folder
-from deephyper_balsam.targets import load_object
-from deephyper_balsam.worker import RunningJob, evaluate
+from deephyper_balsam.common.bundled_files import folder
+from deephyper_balsam.node.shell_command import run_command
+from deephyper_balsam.node.targets import load_object
+from deephyper_balsam.node.worker import RunningJob, evaluate
+from deephyper_balsam.store.applications import bundled, command_parameters, resolve_problem, resolve_run
 
 APPS = folder("apps")
 torch_only = pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra: pip install '.[torch]'")
@@ -87,9 +87,9 @@ def test_sampled_configurations_have_objectives(name):
 def test_a_run_function_loads_without_the_parts_that_only_a_driver_needs(name):
     code = f"""
 import sys
-from deephyper_balsam.targets import load_object
+from deephyper_balsam.node.targets import load_object
 load_object({str(APPS / name / "run.py") + ":run"!r})
-print(sorted({{"ConfigSpace", "skopt", "balsam", "deephyper_balsam.problem"}} & set(sys.modules)))
+print(sorted({{"ConfigSpace", "skopt", "balsam", "deephyper_balsam.problem.hp_problem"}} & set(sys.modules)))
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from deephyper_balsam.cli import main
+from deephyper_balsam.cli import Group, main
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -52,6 +52,19 @@ def test_the_groups_hold_the_commands_of_the_design() -> None:
     }
 
 
+def test_the_first_help_says_of_each_command_what_its_own_does_without_importing_any() -> None:
+    context = click.Context(main)
+    assert isinstance(main, Group)
+    assert main.summaries(context) == Group.summaries(main, context)
+    code = "import sys; from click.testing import CliRunner; from deephyper_balsam.cli import main; "
+    code += "done = CliRunner().invoke(main, ['--help']); assert done.exit_code == 0, done; "
+    code += "print([name for name in sys.modules if name.startswith('deephyper_balsam.')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "deephyper_balsam.cli" in loaded
+    for room in ("driver", "node", "store", "server", "sites", "monitor", "results", "cli.search", "cli.common"):
+        assert f"deephyper_balsam.{room}" not in loaded, loaded
+
+
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_help_shows_an_example_that_begins_with_the_command(path: tuple[str, ...]) -> None:
     done = CliRunner().invoke(main, [*path, "--help"], prog_name="deephyper-balsam")
@@ -75,9 +88,9 @@ def test_help_says_what_holds_without_an_option(path: tuple[str, ...]) -> None:
 
 
 def test_the_defaults_in_the_help_of_search_run_are_those_of_the_code() -> None:
-    from deephyper_balsam.allocations import AllocationRequest
-    from deephyper_balsam.jobs import Resources
     from deephyper_balsam.optimizers import optimizer_options
+    from deephyper_balsam.store.allocation_request import AllocationRequest
+    from deephyper_balsam.trial import Resources
 
     said = {
         option.name: option.help.partition("[default: ")[2].rstrip("]")

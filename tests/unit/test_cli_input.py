@@ -128,7 +128,7 @@ def test_problem_check_evaluates_one_configuration_here(call: Call, target: str)
 
 
 def test_problem_check_tries_the_starting_point_first(call: Call) -> None:
-    Path("start.py").write_text(GOOD + "problem.add_starting_point(x=0.25)")
+    Path("start.py").write_text(GOOD + "problem.add_starting_point(x=0.25)", encoding="utf-8")
     outcome = json.loads(call("problem", "check", "start.py", "--json").out)
     assert outcome["configuration"] == {"x": 0.25}
     assert outcome["objective"] == 0.25
@@ -151,7 +151,7 @@ def test_problem_check_runs_a_shell_command(call: Call) -> None:
     ],
 )
 def test_problem_check_of_a_run_that_fails_says_why_and_exits_1(call: Call, body: str, reason: str) -> None:
-    Path("bad.py").write_text(GOOD.replace("return job", body + "\n    return job"))
+    Path("bad.py").write_text(GOOD.replace("return job", body + "\n    return job"), encoding="utf-8")
     said = call("problem", "check", "bad.py")
     assert said.code == 1
     assert reason in said.out
@@ -188,7 +188,8 @@ def test_a_bad_problem_is_refused(call: Call, kind: str, command: tuple[str, ...
     Path("bad.py").write_text(
         "import ConfigSpace as cs\nfrom deephyper_balsam import HpProblem\nproblem = HpProblem('p')\n"
         + code
-        + "\ndef run(job): return 1.0\n"
+        + "\ndef run(job): return 1.0\n",
+        encoding="utf-8",
     )
     more = ("--site", "local", "--max-evals", "3") if command[0] == "search" else ()
     refused(call(*command, "bad.py", *more), 2, "bad.py" if "has no" not in words[0] else "p", *words)
@@ -225,8 +226,8 @@ def test_an_unknown_problem_is_refused(call: Call, target: str, words: list[str]
     ],
 )
 def test_an_unknown_or_wrong_run_function_is_refused(call: Call, target: str, words: list[str]) -> None:
-    Path("noarg.py").write_text("def run(): return 1")
-    Path("broken.py").write_text("import no_such_package")
+    Path("noarg.py").write_text("def run(): return 1", encoding="utf-8")
+    Path("broken.py").write_text("import no_such_package", encoding="utf-8")
     refused(call("problem", "check", "good.py", "--run", target), 2, *words)
     refused(call("app", "register", target, "--site", "local"), 2, *words)
     arguments = ("--problem", "good.py", "--run", target, "--site", "local", "--max-evals", "3")
@@ -246,7 +247,7 @@ def test_an_unknown_or_wrong_run_function_is_refused(call: Call, target: str, wo
     ],
 )
 def test_a_bad_shell_command_file_is_refused(call: Call, text: str, words: list[str]) -> None:
-    Path("command.yaml").write_text(text)
+    Path("command.yaml").write_text(text, encoding="utf-8")
     refused(call("app", "register", "command.yaml", "--site", "local"), 2, "command.yaml", *words)
     untouched()
 
@@ -324,7 +325,7 @@ def test_a_name_with_illegal_characters_is_refused(call: Call, name: str) -> Non
     ],
 )
 def test_a_bad_file_of_options_is_refused(call: Call, text: str, words: list[str]) -> None:
-    Path("search.yaml").write_text(text)
+    Path("search.yaml").write_text(text, encoding="utf-8")
     refused(search_run(call, *ENOUGH, "--file", "search.yaml"), 2, "search.yaml", *words)
     untouched()
 
@@ -410,8 +411,8 @@ def test_credentials_that_cannot_be_read_are_named(
 def test_quickstart_refuses_bad_input_before_it_starts_anything(
     call: Call, arguments: tuple[str, ...], words: list[str]
 ) -> None:
-    Path("onlyproblem.py").write_text(GOOD.partition("def run")[0])
-    Path("file").write_text("")
+    Path("onlyproblem.py").write_text(GOOD.partition("def run")[0], encoding="utf-8")
+    Path("file").write_text("", encoding="utf-8")
     refused(call("quickstart", *arguments), 2, *words)
     untouched()
 
@@ -420,7 +421,7 @@ def test_an_interrupted_command_exits_130(call: Call, monkeypatch: pytest.Monkey
     def interrupted(_target: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deephyper_balsam.apps.resolve_problem", interrupted)
+    monkeypatch.setattr("deephyper_balsam.store.applications.resolve_problem", interrupted)
     said = call("problem", "show", "digits")
     assert said.code == 130
     assert said.err.strip() == "Interrupted."
@@ -443,12 +444,13 @@ def test_the_process_itself_ends_with_that_code_and_message(tmp_path: Path) -> N
 
 
 def test_options_from_a_file_are_those_of_the_command_line(call: Call) -> None:
-    from deephyper_balsam.cli.search import _read_file, run
+    from deephyper_balsam.cli.search import run
+    from deephyper_balsam.cli.search_settings import read_file
 
     text = {"problem": "digits", "max_evals": 30, "timeout": 60, "kappa": 1.5, "site": 1, "queue": None, "log_dir": "d"}
-    Path("search.yaml").write_text(yaml.safe_dump(text))
+    Path("search.yaml").write_text(yaml.safe_dump(text), encoding="utf-8")
     with run.make_context("run", ["s", *ENOUGH]) as context:
-        read = _read_file(Path("search.yaml"), [str(option.name) for option in context.command.params])
+        read = read_file(Path("search.yaml"), [str(option.name) for option in context.command.params])
     assert read == {
         "problem": "digits",
         "max_evals": 30,

@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.cli import main, search
-from deephyper_balsam.search import Search
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.store.allocation_request import AllocationRequest
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -54,7 +54,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Search]]:
 
     def drive(one: Search, max_evals: int | None, timeout: float | None, **_: Any) -> int:
         made.append(one)
-        one.evaluator.open(one.name, one.settings, max_evals=max_evals, asked_for=one._asked_for)
+        one.evaluator.open(one.name, one.settings, max_evals=max_evals, asked_for=one.asked_for)
         one.evaluator.close()
         return 0
 
@@ -112,11 +112,11 @@ def test_one_value_holds_for_all_and_a_site_without_nodes_asks_for_nothing(call:
 
 def test_a_file_names_sites_in_a_list_and_what_differs_in_a_mapping(call: Call, built: list[Search]) -> None:
     options = {"problem": "p.py", "site": ["lab", "theta"], "nodes": {"lab": 1, "theta": 4}, "max_evals": 3}
-    Path("search.yaml").write_text(yaml.safe_dump(options))
+    Path("search.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
     assert call("run", "s", "--file", "search.yaml").code == 0
     assert built[0].evaluator._requests == {"lab": AllocationRequest(1), "theta": AllocationRequest(4)}
     shown = call("run", "s", "--file", "search.yaml", "--dry-run")
-    Path("again.yaml").write_text(shown.out)
+    Path("again.yaml").write_text(shown.out, encoding="utf-8")
     assert call("run", "s", "--file", "again.yaml").code == 0
     assert built[1].evaluator._requests == built[0].evaluator._requests
 
@@ -182,3 +182,33 @@ def test_resources_of_a_file_survive_a_resume(call: Call, built: list[Search]) -
     assert call("resume", "s").code == 0
     for one in built:
         assert one.evaluator.needs.of({"nodes": 3}).num_nodes == 3
+
+
+def test_what_a_search_was_begun_with_can_be_read_from_any_folder(
+    call: Call, built: list[Search], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path.cwd()
+    assert call("run", "s", *BOTH, "--resources", "p:sizes", "--log-dir", "out").code == 0
+    Path("written.yaml").write_text(yaml.safe_dump(built[0].asked_for), encoding="utf-8")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert call("run", "s", "--file", str(here / "written.yaml")).code == 0
+    assert built[1].evaluator.spec == built[0].evaluator.spec
+    assert built[1].settings == built[0].settings
+    assert built[1].folder.resolve() == (here / "out" / "s").resolve()
+
+
+def test_a_command_that_names_an_inactive_hyperparameter_by_itself_is_told_how_to_leave_it_out(
+    call: Call, built: list[Search]
+) -> None:
+    Path("p.py").write_text(
+        PROBLEM + "from ConfigSpace import EqualsCondition\nproblem.add_hyperparameter((0.1, 0.9), 'momentum')\n"
+        "problem.add_condition(EqualsCondition(problem.space['momentum'], problem.space['nodes'], 1))\n",
+        encoding="utf-8",
+    )
+    for command, said in (("--m {{ momentum }}", True), ('{{ flag("momentum") }} {{ nodes }}', False)):
+        Path("c.yaml").write_text(f"command: 't {command}'\nobjective: {{json: r.json}}\n", encoding="utf-8")
+        told = call("run", f"s{said}", *BOTH, "--run", "c.yaml")
+        assert told.code == 0
+        assert ('{{ flag("momentum") }} for --momentum=value' in told.err) is said

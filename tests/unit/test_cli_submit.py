@@ -19,10 +19,10 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 from balsam_api import BalsamApi, VirtualSite
 
 from deephyper_balsam.cli import main
-from deephyper_balsam.drivers import Wheel, read_lives
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.record import find_record
-from deephyper_balsam.resources import folder
+from deephyper_balsam.common.bundled_files import folder
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.lease import LeaseKeeper, read_leases
+from deephyper_balsam.store.record import find_record
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -117,8 +117,8 @@ def test_all_steps_pass_and_the_batchjob_carries_the_driver(
     assert record.settings["num_workers"] == 16  # the model is laid out for what the allocation runs at once
     assert record.settings["allocation"] is None  # the driver inside asks for none beside its own
     assert (record.settings["max_evals"], record.settings["asked_for"]["log_dir"]) == (40, str(tmp_path / "work"))
-    [life] = read_lives(gateway, "line-1")["line-1"]
-    assert life.why == f"submitted as BatchJob {row['id']}"
+    [lease] = read_leases(gateway, "line-1")["line-1"]
+    assert lease.why == f"submitted as BatchJob {row['id']}"
     looking = ("balsam queue ls", "search status line-1", "search watch line-1")
     for word in (f"BatchJob {row['id']}", *looking, "24 node-hours", "results.csv"):
         assert word in said.out
@@ -157,11 +157,11 @@ def test_a_dry_run_says_when_the_sites_folder_is_elsewhere(
         (["--problem", "nothing.py"], 0, "nothing.py does not exist"),
         (["--problem", "line.py:missing"], 0, "has no 'missing'"),
         (["--run", "line.py:walk"], 1, "has no 'walk'"),
-        (["--run", "line.py:problem"], 1, "needs a function"),
+        (["--run", "line.py:problem"], 1, "a function that takes a job is needed"),
         (["--site", "moon"], 2, "There is no Balsam site 'moon'"),
         (["--site", "lab,moon"], 0, "runs at one site"),
-        (["-n", "101"], 5, "at most -n 100 in the queue prod, but got 101"),
-        (["-t", "121"], 5, "at most -t 120 in the queue prod, but got 121"),
+        (["-n", "101"], 5, "the queue prod takes 1 to 100 nodes, but got 101"),
+        (["-t", "121"], 5, "the queue prod allows at most 120 minutes, but got 121"),
         (["-q", "night"], 4, "allows are prod, debug, but got 'night'"),
         (["-A", "astro"], 4, "allows are datascience, but got 'astro'"),
         (["--num-nodes-per-eval", "9"], 4, "An evaluation has 9 nodes, but the allocation has 8"),
@@ -222,7 +222,7 @@ def test_a_silent_agent_a_full_queue_and_an_old_site_are_refused(
     machine["queued_jobs"] = {"7": {"queue": "prod"}, "8": {"queue": "prod"}, "9": {"queue": "debug"}}
     said = submit(*OPTIONS, "-q", "prod")
     assert (said.code, said.passed) == (2, STEPS[:5])
-    assert "allows 2 jobs of yours in the queue prod, and 2 are there" in said.err
+    assert "allows 2 jobs of yours in the queue prod, and has 2: " in said.err
     machine["queued_jobs"] = {}
     machine["optional_batch_job_params"] = {"reservation": ""}
     said = submit(*OPTIONS, "-q", "prod")
@@ -243,22 +243,22 @@ def test_a_search_that_waits_is_driven_or_is_another_one_is_not_submitted_again(
     said = submit(*OPTIONS, "-q", "prod", "--method", "random")
     assert said.code == 2
     assert "belongs to another search" in said.err
-    wheel = Wheel.claim(gateway, "line-1", site.id, sleep=lambda seconds: None)
+    keeper = LeaseKeeper.claim(gateway, "line-1", site.id, sleep=lambda seconds: None)
     said = submit(*OPTIONS, "-q", "prod")
     assert said.code == 2
     assert "is being driven by process" in said.err
-    wheel.leave("the test is over")
+    keeper.leave("the test is over")
     assert len(api.batch_jobs) == 1
     said = submit(*OPTIONS, "-q", "prod")
     assert said.code == 0, said.err
-    assert "line-1 goes on: 0 evaluated of 40" in said.out
+    assert "line-1 goes on: 0 of 40 evaluated" in said.out
 
 
 def test_a_search_that_is_complete_is_not_submitted(
     submit: Call, api: BalsamApi, gateway: Gateway, site: VirtualSite
 ) -> None:
-    from deephyper_balsam.jobs import Resources, trial_job
-    from deephyper_balsam.trial import Trial
+    from deephyper_balsam.store.trial_rows import trial_job
+    from deephyper_balsam.trial import Resources, Trial
 
     assert submit(*OPTIONS, "-q", "prod").code == 0
     site.end_allocation(1)
@@ -286,8 +286,8 @@ def test_when_balsam_refuses_the_allocation_the_search_is_free_for_the_next_try(
     api.answer_next(500, method="POST", path="batch-jobs/")
     said = submit(*OPTIONS, "-q", "prod")
     assert said.code == 3
-    [life] = read_lives(gateway, "line-1")["line-1"]
-    assert life.why == "it could not be submitted"
+    [lease] = read_leases(gateway, "line-1")["line-1"]
+    assert lease.why == "it could not be submitted"
     assert submit(*OPTIONS, "-q", "prod").code == 0
 
 

@@ -58,7 +58,7 @@ def test_the_parts_are_told_and_add_up(searched: str, api: BalsamApi, client_yml
     assert sum(found["node_hours"].values()) == pytest.approx(20 * (ended - began) / 3600, rel=1e-3)
     assert found["node_hours"]["start-up"] == pytest.approx(20 * 36 / 3600, rel=1e-3)
     said = call(client_yml, "s").output
-    assert "node-hours were useful" in said
+    assert " busy with runs, " in said
     assert "from the allocation's start to its first run" in said
 
 

@@ -21,18 +21,18 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.allocations import AllocationRequest
 from deephyper_balsam.cli import main
 from deephyper_balsam.cli.progress import LiveView, ProgressView
 from deephyper_balsam.cli.screen import Screen, draw, duration, one_line
-from deephyper_balsam.drivers import Wheel
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.following import Follower
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.picture import Allocation, Best, Ended, Picture, Running
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.record import find_record
-from deephyper_balsam.search import Search
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.monitor.follower import Follower
+from deephyper_balsam.monitor.search_snapshot import AllocationView, Best, Ended, Running, SearchSnapshot
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.lease import LeaseKeeper
+from deephyper_balsam.store.record import find_record
 from deephyper_balsam.trial import TrialState
 
 pytest_plugins = ["balsam_fixtures", "watched_search"]
@@ -40,14 +40,14 @@ pytest_plugins = ["balsam_fixtures", "watched_search"]
 NOW = 1_000_000.0
 
 
-def picture(**changes: Any) -> Picture:
+def snapshot(**changes: Any) -> SearchSnapshot:
     """A search in its third hour: 60 trials run, 100 have failed for ten reasons, five allocations at two sites."""
     steps = [(NOW - 9000 + 300 * number, 0.5 + 0.02 * number) for number in range(20)]
     last = [
         Ended(900 - n, NOW - 10 * n, 61.0 + n, None if n % 4 == 0 else 0.7 + 0.001 * n, "OSError: no" * 9, "nid0001")
         for n in range(40)
     ]
-    made = Picture(
+    made = SearchSnapshot(
         name="digits-1",
         about="ambs on digits at theta,perlmutter",
         at=NOW,
@@ -66,10 +66,10 @@ def picture(**changes: Any) -> Picture:
         ],
         last=[one if one.objective is None else replace(one, failure=None) for one in last],
         failures=[(f"ValueError: reason {n} [red]with\nmarkup" + " and more" * 20, 10) for n in range(10)],
-        allocations=[Allocation(10 + n, "theta", 8, "running", 60, 60.0 * (10 + n)) for n in range(4)]
+        allocations=[AllocationView(10 + n, "theta", 8, "running", 60, 60.0 * (10 + n)) for n in range(4)]
         + [
-            Allocation(20, "perlmutter", 4, "queued", 120, 7200.0),
-            Allocation(21, "perlmutter", 1, "running", 30, None),
+            AllocationView(20, "perlmutter", 4, "queued", 120, 7200.0),
+            AllocationView(21, "perlmutter", 1, "running", 30, None),
         ],
         busy=0.934,
         evaluations_per_min=12.34,
@@ -81,7 +81,7 @@ def picture(**changes: Any) -> Picture:
     return replace(made, **changes)
 
 
-def shown(what: Picture, width: int, height: int, note: str | None = None) -> list[str]:
+def shown(what: SearchSnapshot, width: int, height: int, note: str | None = None) -> list[str]:
     """Return the rows of the screen as a terminal of this size has them."""
     console = Console(
         record=True, width=width, height=height, file=io.StringIO(), force_terminal=True, legacy_windows=False
@@ -91,7 +91,7 @@ def shown(what: Picture, width: int, height: int, note: str | None = None) -> li
 
 
 SIZES = [(80, 24), (200, 50), (120, 30), (80, 60), (40, 12), (20, 5), (300, 100)]
-PICTURES = {
+SNAPSHOTS = {
     "busy": {},
     "with a notice": {"notice": "no allocation is alive at theta: nothing starts until there is one. " * 5},
     "new": {
@@ -114,18 +114,18 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", SNAPSHOTS)
 @pytest.mark.parametrize("note", [None, "Balsam does not answer at http://x: refused Trying again. " * 4])
 def test_no_row_is_wider_than_the_screen_and_none_is_too_many(kind: str, size: tuple[int, int], note: str) -> None:
     width, height = size
-    rows = shown(picture(**PICTURES[kind]), width, height, note)  # type: ignore[arg-type]
+    rows = shown(snapshot(**SNAPSHOTS[kind]), width, height, note)  # type: ignore[arg-type]
     assert len(rows) <= height
     assert max(cell_len(row) for row in rows) <= width
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 50)])
 def test_every_part_has_its_place(size: tuple[int, int]) -> None:
-    text = "\n".join(shown(picture(notice="a notice"), *size, note="a note"))
+    text = "\n".join(shown(snapshot(notice="a notice"), *size, note="a note"))
     for part in (
         "digits-1  ambs on digits at theta,perlmutter",
         "driven 2h45m",
@@ -154,7 +154,7 @@ def test_every_part_has_its_place(size: tuple[int, int]) -> None:
 
 
 def test_a_large_screen_shows_more_of_everything() -> None:
-    small, large = (shown(picture(), *size) for size in ((80, 24), (200, 50)))
+    small, large = (shown(snapshot(), *size) for size in ((80, 24), (200, 50)))
     for what in ("theta, BatchJob 12", "ValueError: reason", "OSError"):
         assert sum(row.count(what) for row in large) > sum(row.count(what) for row in small) > 0, small
     text = "\n".join(large)
@@ -163,14 +163,14 @@ def test_a_large_screen_shows_more_of_everything() -> None:
 
 
 def test_ages_grow_while_balsam_does_not_answer_and_it_is_said() -> None:
-    text = "\n".join(row.plain for row in draw(picture(), 100, 30, NOW + 60, "Balsam does not answer."))
+    text = "\n".join(row.plain for row in draw(snapshot(), 100, 30, NOW + 60, "Balsam does not answer."))
     assert "900   1h01m" in text
     assert "Balsam does not answer. This is from 1m00s ago." in text
-    assert "This is from 1m00s ago." in "\n".join(row.plain for row in draw(picture(), 100, 30, NOW + 60))
+    assert "This is from 1m00s ago." in "\n".join(row.plain for row in draw(snapshot(), 100, 30, NOW + 60))
 
 
 def test_one_line_holds_all_of_it() -> None:
-    assert one_line(picture(notice="wait")) == (
+    assert one_line(snapshot(notice="wait")) == (
         " 2h45m  done 800  running 60  waiting 12  failed 100  best 0.88 (trial 417)  12.3/min  "
         "left 1100 evaluations (about 1h29m)  [wait]"
     )
@@ -186,12 +186,25 @@ def test_durations_are_said_as_a_person_says_them(seconds: float, said: str) -> 
 def test_a_terminal_gets_its_own_screen_back() -> None:
     written = io.StringIO()
     with LiveView(Console(file=written, force_terminal=True, width=80, height=24, legacy_windows=False)) as view:
-        view.show(picture())
+        view.show(snapshot())
         view.note("Ending the search.")
-        view.show(picture())
+        view.show(snapshot())
     text = written.getvalue()
     assert text.index("\x1b[?1049h") < text.index("digits-1") < text.rindex("\x1b[?1049l")
     assert "Ending the search." in text
+
+
+def test_in_a_log_a_notice_that_counts_seconds_is_no_news_and_another_one_is() -> None:
+    written = io.StringIO()
+    with LiveView(Console(file=written, width=80)) as view:
+        for left_s in (30, 25, 20):
+            view.show(snapshot(notice=f"stopping; running trials are waited for, {left_s} s at most"))
+        view.show(snapshot(notice="Balsam does not answer"))
+    lines = written.getvalue().splitlines()
+    assert [line.partition("[")[2] for line in lines] == [
+        "stopping; running trials are waited for, 30 s at most]",
+        "Balsam does not answer]",
+    ]
 
 
 def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
@@ -219,12 +232,12 @@ def test_a_driver_shows_its_own_search_and_a_reader_of_balsam_sees_the_same(
         "left: 0 evaluations",
     ):
         assert part in text
-    assert view._picture is not None
+    assert view._snapshot is not None
     seen = Follower(gateway, find_record(gateway, "p")).look()
     evaluator.gateway._client.session.close()
     for name in ("about", "best", "steps", "last", "failures", "max_evals", "begun_at"):
-        assert getattr(seen, name) == getattr(view._picture, name), name
-    assert (seen.evaluated, seen.complete, view._picture.complete) == (25, True, False)
+        assert getattr(seen, name) == getattr(view._snapshot, name), name
+    assert (seen.evaluated, seen.complete, view._snapshot.complete) == (25, True, False)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -245,6 +258,41 @@ def watch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], cl
         return ended.value.code, *capfd.readouterr()
 
     return run
+
+
+EVIL = "\x1b[2J\x1b]0;gone\x07\x9b31m\u202eback\r"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 50)])
+def test_the_screen_obeys_nothing_that_a_search_says(size: tuple[int, int]) -> None:
+    evil = snapshot(
+        name=EVIL,
+        about=EVIL,
+        best=Best(1.0, 3, {EVIL: EVIL}),
+        running=[Running(1, NOW - 9.0, 1, EVIL, 12, EVIL)],
+        last=[Ended(2, NOW, 1.0, None, EVIL, EVIL)],
+        failures=[(EVIL, 3)],
+        allocations=[AllocationView(1, EVIL, 1, EVIL, 60, None)],
+        driver=EVIL,
+        notice=EVIL,
+    )
+    text = "\n".join(shown(evil, *size, note=EVIL))
+    assert "back" in text
+    assert not set("\x1b\x07\x9b\u202e\r") & set(text)
+
+
+def test_watch_shows_no_escape_sequence_of_a_run(
+    watch: Watch, gateway: Gateway, site: VirtualSite, ids: list[int]
+) -> None:
+    keeper = LeaseKeeper.claim(gateway, "s", site.id)
+    site.acquire(4)
+    for job_id in ids[:4]:
+        site.finish(job_id, None, EVIL, host=EVIL)
+    keeper.leave("complete")
+    code, out, err = watch("s")
+    assert code == 0
+    assert "failed 4" in out
+    assert not set("\x1b\x07\x9b\u202e\r") & set(out + err)
 
 
 def once(condition: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
@@ -332,7 +380,7 @@ def test_a_signal_ends_it_and_nothing_else(
     ids: list[int],
     api: BalsamApi,
 ) -> None:
-    Wheel.claim(gateway, "s", site.id)
+    LeaseKeeper.claim(gateway, "s", site.id)
     api.requests.clear()
     once(lambda: len(api.asked("GET", "batch-jobs/")) > 2, lambda: os.kill(os.getpid(), number))
     assert watch("s", "--every", "0.2")[0] == 130

@@ -7,15 +7,25 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam import gateway as module
-from deephyper_balsam.errors import BalsamError, InputError, NotLoggedInError, UnknownSiteError, UnreachableError
-from deephyper_balsam.gateway import Gateway, check_name, pack, parse_time, unpack
+from deephyper_balsam.common.wording import storable
+from deephyper_balsam.errors import (
+    BalsamError,
+    InputError,
+    NotLoggedInError,
+    UnknownSiteError,
+    UnreachableError,
+)
+from deephyper_balsam.store import gateway as module
+from deephyper_balsam.store.encoding import pack, parse_time, unpack
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.record import check_name
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -50,15 +60,13 @@ def test_without_any_site_the_message_says_none(gateway: Gateway) -> None:
         gateway.site("lab")
 
 
-def test_applications_are_listed_by_site_and_name_and_can_be_replaced(
+def test_applications_are_listed_by_site_and_name(
     gateway: Gateway, site: VirtualSite, app_id: int, api: BalsamApi
 ) -> None:
     other = api.add_site("theta")
     assert [app["name"] for app in gateway.apps()] == ["train"]
     assert gateway.apps(other) == []
     assert [app["id"] for app in gateway.apps(site.id, "train")] == [app_id]
-    gateway.update_app(app_id, {"description": "another"})
-    assert gateway.apps()[0]["description"] == "another"
 
 
 def test_ids_of_created_jobs_come_in_the_order_given_whatever_the_order_of_the_answer(
@@ -311,3 +319,52 @@ def test_these_names_can_name_a_search(name: str) -> None:
 def test_these_names_cannot(name: str) -> None:
     with pytest.raises(InputError, match="cannot name a search: 1 to 64 letters"):
         check_name(name)
+
+
+# --- text that the database cannot keep ------------------------------------------------------------------------------
+
+BAD = ("caf\udce9", "a\0b")
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_text_that_balsam_cannot_keep_is_escaped_in_whatever_is_sent(
+    gateway: Gateway, app_id: int, api: BalsamApi, text: str
+) -> None:
+    [job_id] = gateway.create_jobs([{**make_jobs(app_id, 1)[0], "data": {text: [text, {"k": text}]}}])
+    escaped = storable(text)
+    assert escaped != text
+    assert api.jobs[job_id]["data"] == {escaped: [escaped, {"k": escaped}]}
+    gateway.write_data({job_id: {"why": text}})
+    gateway.retag_jobs({job_id: ({"search": "s", "note": text}, {"why": text})})
+    assert api.jobs[job_id]["tags"]["note"] == escaped
+    gateway.move_jobs({"search": "s"}, ("CREATED", "READY", "STAGED_IN"), "FAILED", text)
+    assert list(gateway.jobs({"search": text})) == []
+    for request in api.requests:
+        assert text not in repr((request.body, request.query))
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_a_path_or_name_that_would_have_to_be_escaped_is_refused_before_it_is_sent(
+    gateway: Gateway, site: VirtualSite, app_id: int, api: BalsamApi, text: str
+) -> None:
+    count = len(api.requests)
+    app = {"site_id": site.id, "name": "n", "description": f"run function {text}/run.py", "parameters": {}}
+    for refused in (
+        lambda: gateway.create_site("new", text),
+        lambda: gateway.create_site(text, "/new"),
+        lambda: gateway.move_site(site.id, text),
+        lambda: gateway.create_app(app),
+    ):
+        with pytest.raises(InputError, match="no valid UTF-8"):
+            refused()
+    assert len(api.requests) == count
+
+
+def test_numpys_numbers_are_sent_as_numbers_and_what_is_too_large_is_refused(
+    gateway: Gateway, app_id: int, api: BalsamApi
+) -> None:
+    data = {"n": np.int64(3), "x": np.float32(0.5), "b": np.True_, "a": np.arange(2)}
+    [job_id] = gateway.create_jobs([{**make_jobs(app_id, 1)[0], "data": data}])
+    assert api.jobs[job_id]["data"] == {"n": 3, "x": 0.5, "b": True, "a": [0, 1]}
+    with pytest.raises(InputError, match="64 bits"):
+        gateway.write_data({job_id: {"n": 2**70}})

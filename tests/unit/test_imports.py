@@ -15,30 +15,33 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "deephyper_balsam"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# From the ground up; a part imports what stands below it, and within itself. A new module takes its place here.
-FLOORS = (
-    {"errors", "resources", "process_id", "faults"},
-    {"trial", "targets", "command"},
-    {"columns", "gateway", "supervise"},
-    {"space", "shorthands", "jobs", "worker", "watch"},
-    {"problem", "notes", "allocations"},
-    {"record", "drivers", "picture", "archive"},
-    {"orders", "ledger"},
-    {"apps", "results", "traces", "optimizers", "sites", "rehearsal", "warm_start"},
-    {"evaluators"},
-    {"search", "simulation", "following"},
-    {"analysis"},
-    {"cli"},
-    {"__main__"},
-)
-FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+WORDS = {"errors", "common", "trial"}
+"""What every room uses."""
+
+USES = {
+    "common": {"errors"},
+    "problem": WORDS,
+    "optimizers": {*WORDS, "problem"},
+    "node": WORDS,
+    "store": {*WORDS, "problem", "node"},
+    "launcher": {*WORDS, "node", "store"},
+    "sites": {*WORDS, "node", "store", "launcher"},
+    "server": {*WORDS, "store", "launcher", "sites"},
+    "monitor": {*WORDS, "problem", "node", "store", "sites"},
+    "results": {*WORDS, "problem", "store", "monitor"},
+    "driver": {*WORDS, "problem", "optimizers", "node", "store", "launcher", "sites", "monitor", "results"},
+}
+"""Which rooms each room may import; `cli` may import any, and no room imports it. docs/design.md has the picture."""
 
 BALSAM = {
-    "gateway": {"balsam.config", "balsam.client", "balsam.schemas"},
-    "apps": {"balsam._api.app", "balsam.schemas"},
-    "notes": {"balsam._api.app", "balsam.schemas"},
+    "store.client": {"balsam.client.requests_client"},
+    "store.gateway": {"balsam.config", "balsam.client"},
+    "store.encoding": {"balsam.schemas"},
+    "store.applications": {"balsam._api.app", "balsam.schemas"},
+    "store.notes": {"balsam._api.app", "balsam.schemas"},
 }
-"""What of Balsam a module may import; sites/ takes the place of Balsam's own parts and may import any."""
+"""What of Balsam a module may import; sites, launcher and server take the place of its own parts and may import any."""
+OF_BALSAM = ("sites", "launcher", "server")
 
 
 def name_of(file: Path) -> str:
@@ -87,75 +90,64 @@ def foreign(file: Path, package: str) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_imports_point_one_way(file: Path) -> None:
-    part = name_of(file).split(".")[0]
-    if part == "__init__":
-        pytest.skip("names the public modules, and loads them when they are used")
-    assert part in FLOOR, f"{part} has no place in the house: add it to FLOORS"
-    wrong = {other for other in own(file) - {part} if FLOOR.get(other, 99) >= FLOOR[part]}
-    assert not wrong, f"{name_of(file)} imports {sorted(wrong)}, which do not stand below it"
+    room = name_of(file).split(".")[0]
+    if room in ("__init__", "__main__", "cli"):
+        return
+    allowed = USES.get(room, WORDS)  # a module of the top level is a word that all rooms use
+    wrong = own(file) - {room} - allowed
+    assert not wrong, f"{name_of(file)} imports {sorted(wrong)}, which {room} may not: see docs/design.md"
 
 
-def test_every_part_of_the_house_exists() -> None:
-    there = {name_of(file).split(".")[0] for file in FILES}
-    assert set(FLOOR) <= there
+def test_the_design_shows_the_house_as_it_is() -> None:
+    text = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text[text.index("## The house") :].splitlines() if line.startswith("| ")]
+    shown = {room.strip(" `/"): {one.strip() for one in uses.split(",")} for room, _, uses in rows[1:]}
+    assert shown.pop("cli") == {"all"}
+    assert shown.pop("words") == {""}
+    told = {room: {"words", *(uses - WORDS)} for room, uses in USES.items() if room != "common"}
+    assert shown == told
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE / "optimizers").glob("*.py")), ids=name_of)
-def test_optimizers_know_neither_balsam_nor_where_trials_run(file: Path) -> None:
-    assert own(file) <= {"errors", "trial", "columns", "space", "shorthands", "problem", "optimizers"}
-    assert not foreign(file, "balsam")
-
-
-def test_the_driver_knows_two_seams_and_not_what_is_behind_them() -> None:
-    assert own(PACKAGE / "search.py") <= {
-        "errors",
-        "faults",
-        "trial",
-        "problem",
-        "optimizers",
-        "evaluators",
-        "results",
-    }
-
-
-@pytest.mark.parametrize("name", ["base", "simulated"])
-def test_evaluators_other_than_balsams_do_not_know_balsam(name: str) -> None:
-    assert own(PACKAGE / "evaluators" / f"{name}.py") <= {"errors", "trial", "worker"}
+def test_the_rooms_are_those_of_the_package_and_none_goes_in_a_circle() -> None:
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == {*USES, "cli"}
+    assert {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == WORDS - {"common"}
+    seen = {*WORDS}
+    for room, below in USES.items():  # in the order in which they stand on each other
+        assert below <= seen, room
+        seen.add(room)
 
 
 def test_what_runs_on_a_node_stands_on_little() -> None:
-    assert own(PACKAGE / "worker.py") <= {"errors", "faults", "targets", "command", "supervise"}
-    assert own(PACKAGE / "supervise.py") == {"command"}
-    assert own(PACKAGE / "faults.py") == set()
-    assert own(PACKAGE / "targets.py") == {"errors"}
-    assert own(PACKAGE / "command.py") == set()
+    for part in ("failure_policy", "shell_command", "supervise", "targets", "worker"):
+        assert own(PACKAGE / "node" / f"{part}.py") <= {"errors", "common", "node"}, part
+    assert own(PACKAGE / "node" / "shell_command.py") == set()
 
 
 @pytest.mark.parametrize("package", ["skopt", "sklearn"])
 def test_scikit_optimize_and_scikit_learn_have_one_importer(package: str) -> None:
     importers = {name_of(file) for file in FILES if foreign(file, package)}
     surrogates = {f"optimizers.surrogates.{part}" for part in ("forest", "boosted", "gaussian_process", "export")}
-    assert importers <= surrogates | {"analysis.importance"}
+    assert importers <= surrogates | {"results.analysis.importance"}
 
 
 def test_what_a_search_found_is_looked_at_without_balsam() -> None:
-    for file in (PACKAGE / "analysis").glob("*.py"):
-        assert own(file) <= {"errors", "trial", "columns", "problem", "results", "ledger", "analysis"}
+    for file in (PACKAGE / "results" / "analysis").glob("*.py"):
+        assert own(file) <= {*WORDS, "problem", "results", "monitor"}
         assert not foreign(file, "balsam")
 
 
 def test_the_drawing_library_has_one_importer() -> None:
-    assert {name_of(file) for file in FILES if foreign(file, "vl_convert")} == {"analysis.drawing"}
+    assert {name_of(file) for file in FILES if foreign(file, "vl_convert")} == {"results.analysis.drawing"}
 
 
 def test_pandas_has_one_importer() -> None:
-    assert {name_of(file) for file in FILES if foreign(file, "pandas")} <= {"results"}
+    assert {name_of(file) for file in FILES if foreign(file, "pandas")} <= {"results.table"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_what_of_balsam_a_module_may_import(file: Path) -> None:
     found = foreign(file, "balsam")
-    if name_of(file).split(".")[0] == "sites":
+    if name_of(file).split(".")[0] in OF_BALSAM:
         return
     allowed = BALSAM.get(name_of(file), set())
     wrong = {name for name in found if not any(name == one or name.startswith(f"{one}.") for one in allowed)}
@@ -164,7 +156,7 @@ def test_what_of_balsam_a_module_may_import(file: Path) -> None:
 
 def test_balsams_client_has_no_importer_but_the_gateway_and_the_sites() -> None:
     importers = {name_of(file) for file in FILES if any(name.startswith(CLIENT) for name in foreign(file, "balsam"))}
-    assert {name for name in importers if not name.startswith("sites.")} == {"gateway"}
+    assert {name for name in importers if not name.startswith(OF_BALSAM)} == {"store.gateway", "store.client"}
     assert not {name_of(file) for file in FILES if "balsam.api" in foreign(file, "balsam")}  # it logs in when imported
 
 
@@ -194,14 +186,18 @@ def loaded_after(statement: str) -> list[str]:
 HEAVY = {"pandas", "skopt", "ConfigSpace", "sklearn", "balsam", "scipy", "numpy", "matplotlib", "torch", "rich"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["deephyper_balsam", "deephyper_balsam.worker", "deephyper_balsam.gateway", "deephyper_balsam.cli", "balsam_free"],
-)
+LIGHT = ("", ".node.worker", ".store.connection", ".store.gateway", ".cli", ".cli.search", ".driver.balsam_session")
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_importing_it_loads_nothing_heavy(module: str) -> None:
-    if module == "balsam_free":  # what the evaluator needs, until it is made
-        module = "deephyper_balsam.evaluators.balsam"
-    assert not HEAVY & set(loaded_after(f"import {module}"))
+    assert not HEAVY & set(loaded_after(f"import deephyper_balsam{module}"))
+
+
+def test_help_loads_nothing_of_what_its_commands_need() -> None:
+    called = "import contextlib, io, deephyper_balsam.cli as cli\nwith contextlib.redirect_stdout(io.StringIO()):\n"
+    called += "    cli.main.main(['--help'], standalone_mode=False)"
+    assert not {*HEAVY, "psutil", "requests", "jinja2"} & set(loaded_after(called))
 
 
 def test_making_an_optimizers_module_known_does_not_load_scikit_optimize() -> None:
@@ -217,14 +213,31 @@ def test_public_names_are_found_and_unknown_ones_are_not() -> None:
         deephyper_balsam.Hpproblem  # noqa: B018
 
 
+def test_what_can_be_taken_from_the_package_is_listed() -> None:
+    import deephyper_balsam
+
+    assert set(deephyper_balsam.__all__) <= set(dir(deephyper_balsam))
+
+
 def test_importing_touches_neither_signals_nor_logging_nor_the_environment(tmp_path: Path) -> None:
     code = """
 import logging, os, signal, sys
 before = (dict(os.environ), [signal.getsignal(n) for n in (2, 14, 15)], logging.root.handlers[:], sys.excepthook)
-import deephyper_balsam, deephyper_balsam.worker, deephyper_balsam.search, deephyper_balsam.evaluators.balsam
+import deephyper_balsam.node.worker, deephyper_balsam.driver.search, deephyper_balsam.driver.balsam_session
 after = (dict(os.environ), [signal.getsignal(n) for n in (2, 14, 15)], logging.root.handlers[:], sys.excepthook)
 sys.exit(before != after)
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60, capture_output=True)
     assert ended.returncode == 0, ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_and_functions_are_read_at_one_sitting(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 500
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno is not None
+            assert node.end_lineno - first.lineno < 60, f"{node.name}: 60 lines below its docstring are the most"

@@ -1,4 +1,4 @@
-"""The lives of a search: resumed from Balsam alone, extended, stopped, added to; nothing lost and nothing twice."""
+"""The drivers of a search: resumed from Balsam alone, extended, stopped, added to; nothing lost and nothing twice."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,25 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, PlayingSite, VirtualSite
 
-from deephyper_balsam import drivers, orders
-from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam.common.timing import Timing
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.loop import Driver
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.driver.session import SearchHistory
 from deephyper_balsam.errors import SearchExistsError, SettingsError, TakenOverError, UnknownSearchError
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.jobs import Resources
-from deephyper_balsam.notes import write_note
-from deephyper_balsam.orders import ADD, EXTEND, STOP, Order, give_order
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.search import Progress, Search
-from deephyper_balsam.trial import Result, TrialState
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.store import driver_requests, lease
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.store.driver_requests import ADD, EXTEND, STOP, DriverRequest, send_request
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.notes import write_note
+from deephyper_balsam.trial import Resources, Result, TrialState
 
 pytest_plugins = ["balsam_fixtures"]
+
+QUICK = Timing(allocations_s=0.02, heartbeat_s=0.05)
+"""The site of these tests is a fast one."""
 
 Play = Callable[..., PlayingSite]
 
@@ -43,13 +50,6 @@ def run(job: Any) -> float:
 
 def score(config: dict[str, Any]) -> float:
     return -((config["x"] - 3.0) ** 2) + config["n"]
-
-
-@pytest.fixture(autouse=True)
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at allocations and orders often: the site of these tests lives fast."""
-    monkeypatch.setitem(Allocations.__init__.__kwdefaults__, "refresh_s", 0.02)  # type: ignore[index]
-    monkeypatch.setattr(drivers, "HEARTBEAT_S", 0.05)
 
 
 @pytest.fixture
@@ -76,6 +76,7 @@ def make(site: VirtualSite, client_yml: Path, tmp_path: Path) -> Iterator[Make]:
                 eval_timeout=50,
                 allocation=AllocationRequest(3, wall_time_min=7),
                 client_path=client_yml,
+                timing=QUICK,
             )
         )
         return Search(problem, made[-1], "s", method, seed=5, log_dir=tmp_path / "out", poll_s=0.01, **options)
@@ -92,6 +93,7 @@ def resume(client_yml: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
     def search(**options: Any) -> Search:
         folder = tmp_path / f"empty-{len(made)}"
         made.append(Search.resume("s", log_dir=folder, client_path=client_yml, poll_s=0.01, **options))
+        made[-1].evaluator.timing = QUICK
         return made[-1]
 
     yield search
@@ -127,11 +129,11 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def answered(gateway: Gateway, order: Order) -> dict[str, Any]:
-    """What became of an order."""
+def answered(gateway: Gateway, request: DriverRequest) -> dict[str, Any]:
+    """What became of a request."""
 
     def handled() -> dict[str, Any] | None:
-        return next(one.handled for one in orders.read_orders(gateway, "s") if one.id == order.id)
+        return next(one.handled for one in driver_requests.read_requests(gateway, "s") if one.id == request.id)
 
     wait_until(handled)
     found = handled()
@@ -177,7 +179,7 @@ def test_another_allocation_can_be_asked_for(
 ) -> None:
     play(score)
     make(problem).search(max_evals=3)
-    give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
+    send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
     resume(allocation=AllocationRequest(2, wall_time_min=9)).search()
     assert [row["num_nodes"] for row in api.batch_jobs.values()] == [3, 2]
 
@@ -210,7 +212,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(
 
         def die(progress: Progress, at: int = at, made: Search = made) -> None:
             if progress.evaluated >= at:
-                made._leave_now = True
+                made.leave_now()
                 raise Killed
 
         with pytest.raises(Killed):
@@ -231,7 +233,7 @@ def test_only_the_time_in_which_a_driver_was_at_work_counts(
         if row["tags"].get("kind") == "driver":
             now = row["data"]["left_at"]
             row["data"].update(driving_since=now - 600_030, left_at=now - 600_000, at=now - 600_000)
-    give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=5)
+    send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=5)
     seen: list[Progress] = []
     assert len(resume().search(on_progress=seen.append)) == 5
     assert 30 <= seen[0].elapsed_s < 40
@@ -247,7 +249,7 @@ def test_a_search_is_extended_while_it_runs(
     play(score, step_s=0.05)
     driving = Driving(make(problem), max_evals=12)
     wait_until(lambda: driving.seen)
-    said = answered(gateway, give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=18))
+    said = answered(gateway, send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=18))
     assert said["did"] == "the budget is 18 evaluations"
     assert len(driving.end()) == 18
     assert driving.seen[-1].max_evals == 18
@@ -258,9 +260,9 @@ def test_a_complete_search_is_extended_and_resumed(
 ) -> None:
     play(score)
     make(problem).search(max_evals=4)
-    order = give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=7)
+    request = send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=7)
     assert len(resume().search()) == 7
-    assert answered(gateway, order)["did"] == "the budget is 7 evaluations"
+    assert answered(gateway, request)["did"] == "the budget is 7 evaluations"
     # The command that began it, given again, does not take it back; a larger one is larger
     assert len(make(problem).search(max_evals=4)) == 7
     assert len(make(problem).search(max_evals=9)) == 9
@@ -283,9 +285,9 @@ def test_a_complete_search_is_extended_and_resumed(
 def test_the_budget_is_what_was_given_last_and_at_least_what_it_was_extended_to(
     given: list[Any], extended: list[Any], expected: tuple[Any, Any]
 ) -> None:
-    lives = [drivers.Life(i, "h", 1, "", 0.0, max_evals=n, timeout_s=s) for i, (n, s) in enumerate(given)]
-    wishes = [Order(i, EXTEND, 0.0, "u", max_evals=n, timeout_s=s) for i, (n, s) in enumerate(extended)]
-    assert orders.effective_budget({"max_evals": 40, "timeout": None}, lives, wishes) == expected
+    leases = [lease.Lease(i, "h", 1, "", 0.0, max_evals=n, timeout_s=s) for i, (n, s) in enumerate(given)]
+    wishes = [DriverRequest(i, EXTEND, 0.0, "u", max_evals=n, timeout_s=s) for i, (n, s) in enumerate(extended)]
+    assert driver_requests.effective_budget({"max_evals": 40, "timeout": None}, leases, wishes) == expected
 
 
 # --- adding ----------------------------------------------------------------------------------------------------------
@@ -298,7 +300,7 @@ def test_an_added_configuration_is_evaluated_next_and_its_number_is_answered(
     driving = Driving(make(problem), max_evals=60)
     wait_until(lambda: driving.seen and driving.seen[-1].evaluated >= 2)
     before = len(api.trials("s"))
-    said = answered(gateway, give_order(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8}))
+    said = answered(gateway, send_request(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8}))
     number = said["trial"]
     assert said["did"] == f"submitted as trial {number}"
     assert before <= number < before + 18
@@ -313,16 +315,16 @@ def test_what_is_added_while_nobody_drives_is_kept(
 ) -> None:
     play(score)
     make(problem).search(max_evals=4)
-    first = give_order(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8})
-    same = give_order(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8})
-    wrong = give_order(gateway, 1, "s", ADD, time.time(), config={"x": 300.0, "n": 8})
-    give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
+    first = send_request(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8})
+    same = send_request(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8})
+    wrong = send_request(gateway, 1, "s", ADD, time.time(), config={"x": 300.0, "n": 8})
+    send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
     frame = resume().search()
     assert frame.loc[4, ["p:x", "p:n"]].tolist() == [3.0, 8]
     assert answered(gateway, first)["trial"] == 4
     assert answered(gateway, same)["did"] == "it is in line already"
     assert answered(gateway, wrong)["did"].startswith("refused: ")
-    known = give_order(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8})
+    known = send_request(gateway, 1, "s", ADD, time.time(), config={"x": 3.0, "n": 8})
     resume().search()
     assert answered(gateway, known)["trial"] == 4
 
@@ -334,8 +336,8 @@ def test_starting_points_and_additions_that_were_withdrawn_are_asked_again(
     site.add_allocation(1, "running")  # and nobody works in it
     driving = Driving(make(problem), max_evals=6)
     wait_until(lambda: driving.seen)
-    added = give_order(gateway, 1, "s", ADD, time.time(), config={"x": 2.0, "n": 2})
-    wait_until(lambda: driving.search._wishes)
+    added = send_request(gateway, 1, "s", ADD, time.time(), config={"x": 2.0, "n": 2})
+    wait_until(lambda: driving.search.unmet_additions)
     site.add_allocation(1, "running")  # room for more
     number = answered(gateway, added)["trial"]
     driving.search.stop()
@@ -365,8 +367,8 @@ def test_a_stop_withdraws_what_waits_and_waits_for_what_runs(
     play(held)
     driving = Driving(make(problem), max_evals=100)
     wait_until(lambda: driving.seen and driving.seen[-1].states[TrialState.RUNNING])
-    order = give_order(gateway, 1, "s", STOP, time.time(), wait_s=30.0)
-    said = answered(gateway, order)["did"]
+    request = send_request(gateway, 1, "s", STOP, time.time(), wait_s=30.0)
+    said = answered(gateway, request)["did"]
     assert "waits up to 30 s for" in said
     wait_until(lambda: "stopping" in (driving.seen[-1].notice or ""))
     asked = len(api.trials("s"))
@@ -384,22 +386,22 @@ def test_a_stop_does_not_wait_longer_than_it_was_told(
     driving = Driving(make(problem), max_evals=100)
     try:
         wait_until(lambda: driving.seen and driving.seen[-1].states[TrialState.RUNNING])
-        give_order(gateway, 1, "s", STOP, time.time(), wait_s=0.3)
+        send_request(gateway, 1, "s", STOP, time.time(), wait_s=0.3)
         wait_until(lambda: not driving.thread.is_alive(), 15)
     finally:
         hold.set()
     assert "RUNNING" in set(driving.end()["job_status"])
 
 
-def test_an_old_stop_does_not_end_the_next_life(
+def test_an_old_stop_does_not_end_the_next_driver(
     make: Make, resume: Callable[..., Search], play: Play, problem: HpProblem, gateway: Gateway
 ) -> None:
     play(score)
     make(problem).search(max_evals=3)
-    order = give_order(gateway, 1, "s", STOP, time.time(), wait_s=0.0)
-    give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
+    request = send_request(gateway, 1, "s", STOP, time.time(), wait_s=0.0)
+    send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
     assert len(resume().search()) == 6
-    assert "had ended before it" in answered(gateway, order)["did"]
+    assert "had ended before it" in answered(gateway, request)["did"]
 
 
 def test_results_that_came_in_the_last_moment_are_in_the_table(
@@ -467,13 +469,13 @@ def twin_of(api: BalsamApi, number: int, **change: Any) -> dict[str, Any]:
         return row
 
 
-def test_of_two_jobs_of_one_trial_the_next_life_keeps_one_and_says_why(
+def test_of_two_jobs_of_one_trial_the_next_driver_keeps_one_and_says_why(
     make: Make, resume: Callable[..., Search], play: Play, problem: HpProblem, api: BalsamApi, gateway: Gateway
 ) -> None:
     play(score)
     make(problem).search(max_evals=4)
     twin = twin_of(api, 2)
-    give_order(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
+    send_request(gateway, 1, "s", EXTEND, time.time(), max_evals=6)
     frame = resume().search()
     assert frame["job_id"].tolist() == list(range(6))
     assert len(api.trials("s")) == 6
@@ -498,14 +500,13 @@ def test_a_second_job_that_appears_late_is_set_aside_by_the_driver_that_runs(
 
 
 def test_a_lost_answer_is_looked_after_once_more_when_it_cannot_land_any_more(
-    make: Make, play: Play, problem: HpProblem, api: BalsamApi, monkeypatch: pytest.MonkeyPatch
+    make: Make, play: Play, problem: HpProblem, api: BalsamApi
 ) -> None:
-    from deephyper_balsam.evaluators import trial_jobs
-
-    monkeypatch.setattr(trial_jobs, "_DOUBT_S", 0.3)
     play(score, step_s=0.05)
     api.answer_after(2, 503, method="POST", path="jobs/")  # the first trials
-    driving = Driving(make(problem), max_evals=40)
+    search = make(problem)
+    search.evaluator.timing = replace(QUICK, lost_answer_s=0.3)
+    driving = Driving(search, max_evals=40)
     wait_until(lambda: driving.seen and driving.seen[-1].evaluated >= 1)
     twin = twin_of(api, 0)
     twin["last_update"] = twin["last_update"].replace(year=2020)  # stamped long before it was committed
@@ -523,11 +524,11 @@ def test_the_times_when_balsam_did_not_answer_are_kept(
     driving = Driving(make(problem), max_evals=20)
     wait_until(lambda: driving.seen and driving.seen[-1].evaluated >= 2)
     api.away = True
-    wait_until(lambda: "does not answer" in (driving.search._notice or ""))
+    wait_until(lambda: "does not answer" in (driving.search.outage or ""))
     api.away = False
     assert len(driving.end()) == 20
-    [life] = drivers.read_lives(gateway, "s")["s"]
-    [outage] = life.outages
+    [left] = lease.read_leases(gateway, "s")["s"]
+    [outage] = left.outages
     assert outage["to"] > outage["from"]
     assert "does not answer" in outage["why"]
 
@@ -544,9 +545,9 @@ def test_a_server_that_came_back_at_another_address_is_found(
         moved.listen(8)
         stop = threading.Event()
         relay = threading.Thread(target=_relay, args=(moved, api.url, stop), daemon=True)
-        wait_until(lambda: "does not answer" in (driving.search._notice or ""))
-        settings = client_yml.read_text().replace(api.url, f"http://127.0.0.1:{moved.getsockname()[1]}")
-        client_yml.write_text(settings)
+        wait_until(lambda: "does not answer" in (driving.search.outage or ""))
+        settings = client_yml.read_text(encoding="utf-8").replace(api.url, f"http://127.0.0.1:{moved.getsockname()[1]}")
+        client_yml.write_text(settings, encoding="utf-8")
         relay.start()
         address = str(moved.getsockname()[1])
         wait_until(lambda: driving.search.evaluator.gateway._client.api_root.endswith(address))
@@ -579,7 +580,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def test_a_warm_start_is_learnt_first_and_survives_a_resume_from_balsam_alone(
-    make: Make, resume: Callable[..., Search], play: Play, problem: HpProblem
+    make: Make, resume: Callable[..., Search], play: Play, problem: HpProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm = [Result(None, score({"x": x, "n": 8}), config={"x": x, "n": 8}) for x in (-8.0, -2.0, 2.5, 6.0)]
     warm.append(Result(None, None, failure="no memory", config={"x": 9.0, "n": 1}))
@@ -588,14 +589,14 @@ def test_a_warm_start_is_learnt_first_and_survives_a_resume_from_balsam_alone(
     before = first.search(max_evals=6)
     again = resume()
     told: list[int] = []
-    begin = again._begin
+    begin = Driver._begin
 
-    def watch(history: Any) -> Any:
-        optimizer = begin(history)
+    def watch(driver: Driver, history: SearchHistory) -> Any:
+        optimizer, requests = begin(driver, history)
         told.append(optimizer.num_told)
-        return optimizer
+        return optimizer, requests
 
-    again._begin = watch  # type: ignore[method-assign]
+    monkeypatch.setattr(Driver, "_begin", watch)
     after = again.search(max_evals=8)
     assert told == [5 + 6]
     assert len(after) == 8

@@ -13,12 +13,12 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
 from deephyper_balsam.trial import Trial
 
 pytest_plugins = ["balsam_fixtures"]
 
-SETTINGS = {"problem": "p", "method": "random", "options": {}, "seed": 1}
+SETTINGS = {"problem": {"name": "p"}, "method": "random", "options": {}, "seed": 1}
 
 
 def run(job: Any) -> float:
@@ -109,5 +109,5 @@ def test_a_new_search_is_laid_out_for_the_allocations_that_run_already(site: Vir
     site.add_allocation(2)
     site.add_allocation(7, state="finished")
     made = BalsamEvaluator(run, "lab", client_path=client_yml)
-    assert made.open("s", dict(SETTINGS), max_evals=100).record.settings["num_workers"] == 5
+    assert made.open("s", dict(SETTINGS), max_evals=100).settings["num_workers"] == 5
     made.gateway._client.session.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ConfigSpace as cs
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from deephyper_balsam.errors import ProblemError
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 
 
 def digits() -> HpProblem:
@@ -345,12 +346,30 @@ def test_the_description_is_a_table_with_everything_in_it() -> None:
     for part in (
         'Problem "digits": 4 hyperparameters',
         "[1e-05, 0.1] log",
-        "units | num_layers > 2",
+        "  num_layers > 2",
         "num_layers == 8",
         "'num_layers': 2",
     ):
         assert part in text
+    assert "|" not in text
     assert "no hyperparameters yet" in repr(HpProblem("bare"))
+
+
+def test_when_a_hyperparameter_is_active_is_said_in_words() -> None:
+    problem = digits()
+    units = problem.add_hyperparameter([16, 32], "units")
+    layers, activation = problem["num_layers"], problem["activation"]
+    either = cs.OrConjunction(cs.EqualsCondition(units, layers, 2), cs.GreaterThanCondition(units, layers, 5))
+    problem.add_condition(either)
+    more = problem.add_hyperparameter((0.0, 1.0), "more")
+    both = [cs.InCondition(more, activation, ["relu", "tanh"]), cs.NotEqualsCondition(more, layers, 3)]
+    problem.add_condition(cs.AndConjunction(*both))
+    text = repr(problem)
+    assert "(num_layers == 2 or num_layers > 5)" in text
+    assert "activation in ['relu', 'tanh'] and num_layers != 3" in text
+    one = HpProblem("one")
+    one.add_hyperparameter(["a"], "only")
+    assert '"one": 1 hyperparameter, 1 configuration, objective' in repr(one)
 
 
 def test_a_whole_problem_survives_json() -> None:
@@ -396,3 +415,108 @@ def test_one_clause_object_can_serve_two_problems() -> None:
     for problem in (small, large):
         rows = problem.encoder.sample(200, np.random.default_rng(0))
         assert all(config["num_layers"] != 8 for config in problem.encoder.decode(rows))
+
+
+# --- spaces of many clauses ------------------------------------------------------------------------------------------
+
+
+def work_of(monkeypatch: pytest.MonkeyPatch, build: Callable[[HpProblem, int], None], count: int) -> int:
+    """How much ConfigSpace has to go through while a problem is built: the sizes of the spaces at each addition."""
+    sizes: list[int] = []
+    add = cs.ConfigurationSpace.add
+
+    def counted(self: cs.ConfigurationSpace, *args: Any) -> None:
+        add(self, *args)
+        sizes.append(len(self) + len(self.conditions) + len(self.forbidden_clauses))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cs.ConfigurationSpace, "add", counted)
+        problem = HpProblem("many")
+        build(problem, count)
+        problem.check()
+    return sum(sizes)
+
+
+def with_clauses(problem: HpProblem, count: int) -> None:
+    xs = [problem.add_hyperparameter((0, 100), f"x{i}") for i in range(10)]
+    for k in range(count):
+        one = cs.ForbiddenEqualsClause(xs[k % 10], 1 + k // 10)
+        problem.add_forbidden_clause(cs.ForbiddenAndConjunction(one, cs.ForbiddenEqualsClause(xs[(k + 1) % 10], 2)))
+
+
+def with_conditions(problem: HpProblem, count: int) -> None:
+    parent = problem.add_hyperparameter(["a", "b"], "parent")
+    for i in range(count):
+        child = problem.add_hyperparameter((0, 100), f"x{i}")
+        problem.add_condition(cs.EqualsCondition(child, parent, "a"))
+        assert f"x{i}" in problem
+        assert len(problem) == i + 2
+
+
+@pytest.mark.parametrize("build", [with_clauses, with_conditions])
+def test_a_space_of_twice_as_many_clauses_is_twice_the_work(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[[HpProblem, int], None]
+) -> None:
+    assert work_of(monkeypatch, build, 100) < 2.5 * work_of(monkeypatch, build, 50)
+
+
+def test_an_addition_that_does_not_fit_the_others_is_refused_and_taken_out() -> None:
+    problem = HpProblem("p")
+    switch = problem.add_hyperparameter(["a", "b"], "switch")
+    parent = problem.add_hyperparameter(["u", "v"], "parent")
+    child = problem.add_hyperparameter(["x", "y"], "child")
+    problem.add_condition(cs.NotEqualsCondition(child, parent, "u"))
+    problem.add_forbidden_clause(cs.ForbiddenEqualsClause(child, "x"))
+    # Without its parent the child is active, and by default it is what the clause forbids
+    problem.add_condition(cs.EqualsCondition(parent, switch, "b"))
+    problem.add_hyperparameter((1, 9), "later")
+    with pytest.raises(ProblemError, match=r"parent \| switch == 'b'\) does not fit .* was taken out"):
+        problem.check()
+    assert problem.hyperparameter_names == ("switch", "parent", "child", "later")
+    assert [str(condition) for condition in problem.space.conditions] == ["child | parent != 'u'"]
+    problem.check()
+
+
+# --- what Balsam and JSON can hold -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([2**70, 1], "within 64 bits"),
+        ([-(2**63) - 1, "a"], "within 64 bits"),
+        (2**70, "within 64 bits"),
+        ((0, 2**63), "within"),
+        ((0, 10**400), "within"),
+        ((0.0, 10**400), "cannot be made"),
+        ((1, 2**63, "log-uniform"), "within"),
+        ({"mu": 5, "sigma": 1, "lower": 0, "upper": 2**70}, "cannot be made"),
+        (["a\udcff", "b"], "valid Unicode"),
+        ("a\udcff", "valid Unicode"),
+        (["a\0", "b"], "NUL"),
+        (cs.CategoricalHyperparameter("x", ["a\udcff", "b"]), "valid Unicode"),
+    ],
+)
+def test_what_would_not_come_back_the_same_is_refused(value: Any, words: str) -> None:
+    problem = HpProblem("p")
+    with pytest.raises(ProblemError, match=words):
+        problem.add_hyperparameter(value, "x")
+    assert len(problem) == 0
+
+
+@pytest.mark.parametrize("name", ["x\udcff", "x\x1b[31m", "x\0", "x\n", "", "1x", " x"])
+def test_a_name_that_no_table_or_terminal_should_see_is_refused(name: str) -> None:
+    with pytest.raises(ProblemError, match="must begin with a letter"):
+        HpProblem("p").add_hyperparameter((0, 1), name)
+
+
+def test_whole_numbers_of_64_bits_and_wide_reals_are_taken() -> None:
+    problem = HpProblem("p")
+    problem.add_hyperparameter([-(2**63), 2**63 - 1, "a"], "x")
+    problem.add_hyperparameter((0.0, 2**60), "y")
+    assert problem.check_configuration({"x": 2**63 - 1, "y": 1.0})["x"] == 2**63 - 1
+
+
+def test_a_problem_is_not_called_what_balsam_cannot_keep() -> None:
+    with pytest.raises(ProblemError, match="valid Unicode"):
+        HpProblem("a\udcff")

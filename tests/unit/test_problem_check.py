@@ -24,7 +24,7 @@ problem.add_hyperparameter((0.0, 1.0), "x")
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("deephyper_balsam.rehearsal._ONE_MACHINE", ())
+    monkeypatch.setattr("deephyper_balsam.node.preflight._ONE_MACHINE", ())
 
 
 def check(run: str, *options: str) -> dict[str, Any]:
@@ -70,8 +70,8 @@ FINDINGS = {
 
 @pytest.mark.parametrize("kind", FINDINGS)
 def test_what_would_fail_on_a_node_is_one_finding(kind: str) -> None:
-    Path("data.txt").write_text("3.0")
-    Path("helper_of_mine.py").write_text("")
+    Path("data.txt").write_text("3.0", encoding="utf-8")
+    Path("helper_of_mine.py").write_text("", encoding="utf-8")
     run, words = FINDINGS[kind]
     findings = check(run)["findings"]
     assert len(findings) == 1, findings
@@ -98,11 +98,11 @@ def test_gpus_that_this_machine_lacks_are_named(monkeypatch: pytest.MonkeyPatch)
     if any(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("this machine has GPUs")
     [finding] = check("def run(job):\n    return 1.0\n", "--gpus-per-rank", "1")["findings"]
-    assert "--gpus-per-rank 1 asks for GPUs" in finding
+    assert "`gpus_per_rank`, --gpus-per-rank 1, asks for GPUs" in finding
 
 
 def test_a_folder_that_other_nodes_do_not_see_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("deephyper_balsam.rehearsal._ONE_MACHINE", (str(tmp_path),))
+    monkeypatch.setattr("deephyper_balsam.node.preflight._ONE_MACHINE", (str(tmp_path),))
     [finding] = check("def run(job):\n    return 1.0\n")["findings"]
     assert "lies on this machine alone" in finding
 

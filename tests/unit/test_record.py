@@ -12,10 +12,10 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam import record
 from deephyper_balsam.errors import SearchExistsError, UnknownSearchError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.record import SearchRecord
+from deephyper_balsam.store import record
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.record import SearchRecord
 
 pytest_plugins = ["balsam_fixtures"]
 

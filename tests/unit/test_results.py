@@ -17,10 +17,11 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import VirtualSite
 
-from deephyper_balsam import jobs, record, results
 from deephyper_balsam.errors import InputError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.trial import Trial
+from deephyper_balsam.results import table as results
+from deephyper_balsam.store import record, trial_rows
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.trial import Resources, Trial
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -32,8 +33,10 @@ FIXED = [
     "m:timestamp_start",
     "m:timestamp_end",
     "m:timestamp_gather",
+    "m:duration",
     "m:balsam_job_id",
     "m:site",
+    "m:node",
     "m:failure",
 ]
 
@@ -58,9 +61,10 @@ def test_columns_are_the_problems_then_the_fixed_then_what_metadata_brought() ->
         "p:b",
         "p:c",
         "p:unused",
-        *FIXED,
-        "m:epochs",
+        "objective",
         "m:loss",
+        *FIXED[1:],
+        "m:epochs",
     ]
 
 
@@ -78,7 +82,7 @@ def test_what_a_trial_lacks_is_a_missing_value_and_an_empty_cell_in_the_file() -
     frame = results.table(LINES, ["a", "b", "c"])
     assert math.isnan(frame.loc[1, "objective"])
     assert math.isnan(frame.loc[1, "p:b"])
-    assert frame.to_csv(index=False).splitlines()[2] == "3,,x,,1,FAILED,,,5.0,,,,diverged,,"
+    assert frame.to_csv(index=False).splitlines()[2] == "3,,x,,,1,FAILED,,,5.0,,,,,,diverged,"
 
 
 def test_the_best_is_the_highest_and_the_earliest_of_equals() -> None:
@@ -92,8 +96,44 @@ def test_the_best_is_the_highest_and_the_earliest_of_equals() -> None:
     assert results.best([]) is None
 
 
-def test_a_line_gives_its_configuration_back_without_what_was_inactive() -> None:
-    assert results.configuration({**LINES[0], "p:none": None}) == {"b": 2, "a": 1}
+def test_a_line_gives_its_configuration_back_with_none_as_a_value_and_without_what_was_inactive() -> None:
+    assert results.configuration(LINES[0]) == {"b": 2, "a": 1}
+    assert results.configuration({**LINES[0], "p:none": None}) == {"b": 2, "a": 1, "none": None}
+
+
+def test_none_and_inactive_stay_apart_in_every_table(tmp_path: Path) -> None:
+    lines = [line(0, 0.1, **{"p:a": None}), line(1, 0.2), line(2, 0.3, **{"p:a": "None"})]
+    cells = [text.split(",")[0] for text in results.csv_text(lines, ["a"]).splitlines()[1:]]
+    assert cells == ["None", "", '"""None"""']
+    frame = results.table(lines, ["a"])
+    assert results.frame_csv(frame) == results.csv_text(lines, ["a"])
+    assert frame["p:a"].tolist()[0] is None
+    assert [row.get("p:a", "inactive") for row in results.rows_of(frame)] == [None, "inactive", "None"]
+    assert [row.get("a", "inactive") for row in results.rows_of(results.legacy_table(lines, ["a"]))] == [
+        None,
+        "inactive",
+        "None",
+    ]
+    results.export(frame, tmp_path / "t.parquet")
+    assert pd.read_parquet(tmp_path / "t.parquet")["p:a"].isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("values", [[3, 4], [True, False], ["2", "3"], ["a", "b"], [2.0, 3.0], [1, 2.5, "x", True]])
+def test_values_beside_an_inactive_one_keep_their_types(tmp_path: Path, values: list[Any]) -> None:
+    lines = [line(n, 0.5, **{"p:a": value}) for n, value in enumerate(values)] + [line(99, 0.5)]
+    frame = results.table(lines, ["a"])
+    assert list(map(repr, frame["p:a"].tolist()[:-1])) == list(map(repr, values))
+    assert results.frame_csv(frame) == results.csv_text(lines, ["a"])
+    results.export(frame, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == results.csv_text(lines, ["a"])
+
+
+def test_the_legacy_table_never_has_two_columns_of_one_name() -> None:
+    taken = ["objective", "elapsed_sec", "job_id", "m:site", "x"]
+    frame = results.legacy_table([line(0, 0.5, **{f"p:{name}": 1 for name in taken})], taken)
+    names = ["p:objective", "p:elapsed_sec", "p:job_id", "p:m:site", "x", "objective", "elapsed_sec"]
+    assert list(frame.columns) == names
+    assert results.rows_of(frame)[0]["objective"] == 0.5
 
 
 def test_the_legacy_table_has_bare_names_and_only_trials_that_are_done_in_the_order_of_their_end() -> None:
@@ -118,7 +158,8 @@ def test_an_export_is_read_back_to_the_same_table(tmp_path: Path, suffix: str) -
     path = tmp_path / f"t{suffix}"
     results.export(frame, path)
     read = {".csv": pd.read_csv, ".json": partial(pd.read_json, precise_float=True), ".parquet": pd.read_parquet}
-    pd.testing.assert_frame_equal(read[suffix](path).astype(frame.dtypes), frame, check_exact=True)
+    found = read[suffix](path)[list(frame.columns)]
+    pd.testing.assert_frame_equal(found.astype(frame.dtypes), frame, check_exact=True)
 
 
 def test_choices_of_several_types_are_text_in_parquet_and_themselves_in_json(tmp_path: Path) -> None:
@@ -133,7 +174,7 @@ def test_lines_are_read_from_balsam_by_number_with_their_site(gateway: Gateway, 
     made = record.create_record(gateway, "s", {}, site.id, 1000.0)
     app = gateway.create_app({"site_id": site.id, "name": "a", "serialized_class": "", "source_code": ""})
     gateway.create_jobs(
-        [jobs.trial_job(Trial(n, {"x": n}), "s", app["id"], jobs.Resources(), 1000.0 + n, None) for n in (2, 0, 1)]
+        [trial_rows.trial_job(Trial(n, {"x": n}), "s", app["id"], Resources(), 1000.0 + n, None) for n in (2, 0, 1)]
     )
     first, *_ = site.acquire(2)
     site.finish(first, 0.5)
@@ -164,7 +205,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     results.write_whole(path, "old")
 
     def full(source: str, target: Path) -> None:
-        assert Path(source).read_text() == "new"  # whole before it takes the name
+        assert Path(source).read_text(encoding="utf-8") == "new"  # whole before it takes the name
         assert path.read_text() == "old"
         raise OSError(28, "No space left on device")
 

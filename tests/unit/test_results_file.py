@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from deephyper_balsam.evaluators.table import Table
-from deephyper_balsam.results import ResultsFile
+from deephyper_balsam.driver.live_table import LiveTable
+from deephyper_balsam.results.table import ResultsFile
 
 
 def line(number: int, **more: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_numbers_are_read_back_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def test_a_table_gives_each_change_once() -> None:
-    table = Table()
+    table = LiveTable()
     table.put(line(0, job_status="RUNNING"))
     table.put(line(0))
     assert table.take_changed() == [line(0)]

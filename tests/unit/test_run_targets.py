@@ -18,7 +18,9 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam.apps import (
+from deephyper_balsam.errors import BalsamError, InputError, TargetError
+from deephyper_balsam.node.worker import RunningJob, make_run_function
+from deephyper_balsam.store.applications import (
     bundled,
     command_parameters,
     describe,
@@ -27,9 +29,7 @@ from deephyper_balsam.apps import (
     resolve_problem,
     resolve_run,
 )
-from deephyper_balsam.errors import InputError, TargetError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.worker import RunningJob, make_run_function
+from deephyper_balsam.store.gateway import Gateway
 
 pytest_plugins = ["balsam_fixtures"]
 pytestmark = pytest.mark.usefixtures("modules_as_they_were")
@@ -117,7 +117,7 @@ def test_a_bundled_application_can_be_a_shell_command() -> None:
         ("", r"run\.py does not exist; name a Python file"),
         (":run", r"run\.py does not exist; name a Python file"),
         ("math:no_such", r"math has no 'no_such'; it defines "),
-        ("math:pi", r"math:pi is float; --run needs a function that takes a job"),
+        ("math:pi", r"math:pi is float; a function that takes a job is needed"),
         ("{}/two.py:run", r"two\.py:run must take one argument, the job, but its signature is \(a, b\)"),
         ("{}/two.py:none", r"must take one argument, the job, but its signature is \(\)"),
         ("{}/two.py:keyword", r"must take one argument, the job, but its signature is \(\*, job\)"),
@@ -140,7 +140,7 @@ def test_a_bad_run_target_is_said_in_one_message(
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("{}/p.py:number", r"p\.py:number is int; --problem needs an HpProblem"),
+        ("{}/p.py:number", r"p\.py:number is int; a search needs an HpProblem"),
         ("{}/p.py", r"has no 'problem'; it defines number"),
         ("{}/none", r"names nothing to load: give file\.py:problem"),
     ],
@@ -262,12 +262,90 @@ def test_a_folder_with_a_command_needs_no_run_py_and_no_name(tmp_path: Path) -> 
         ({"command": "t", "objective": {"regex": 5}}, r"the values of `objective` must be text"),
         ({"command": "t", "objective": {"json": "r.json", "kee": "a"}}, r"`objective` has unknown keys \['kee'\]"),
         ({**GOOD, "environment": ["A=1"]}, r"`environment` must be a mapping of names to values, but got \['A=1'\]"),
+        ({**GOOD, "command": "t {{ x"}, r"`command` cannot be filled in: line 1: .*Jinja.*\{% raw %\}"),
+        ({**GOOD, "command": "t {{ x | nofilter }}"}, r"No filter named 'nofilter'"),
+        ({**GOOD, "command": "t {{ flag(x) }}"}, r'flag\(\) takes the name in quotes: flag\("x"\)'),
     ],
 )
 def test_a_bad_yaml_is_said_in_one_message(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(TargetError, match=message) as caught:
         resolve_run(write_yaml(tmp_path, content))
     assert "command.yaml" in str(caught.value)
+
+
+PLAIN = "command: train\nobjective: {json: r.json}\n"
+
+
+@pytest.mark.parametrize("written", ['"false"', "'no'", "", "~", "1", "0", "[true]", "maybe", "'true'"])
+def test_the_direction_is_true_or_false_and_nothing_that_looks_like_it(tmp_path: Path, written: str) -> None:
+    with pytest.raises(
+        TargetError, match=r"`maximize` must be true or false, without quotes \(false for a loss\), but got"
+    ):
+        resolve_run(write_yaml(tmp_path, f"{PLAIN}maximize: {written}\n"))
+
+
+@pytest.mark.parametrize(("written", "read"), [("true", True), ("false", False), ("no", False), ("Yes", True)])
+def test_yamls_own_words_for_true_and_false_are_taken(tmp_path: Path, written: str, read: bool) -> None:
+    assert resolve_run(write_yaml(tmp_path, f"{PLAIN}maximize: {written}\n"))["maximize"] is read
+
+
+MISREAD = [
+    "2020-01-01",
+    "010",
+    "0x1f",
+    "1_000",
+    "12:30:00",
+    "1.10",
+    "true",
+    "no",
+    "on",
+    "2020-01-01 10:00:00",
+    ".5",
+    "1.0e+5",
+]
+
+
+@pytest.mark.parametrize("written", [*MISREAD, "", "~", "null", "[a]", "{a: b}"])
+def test_a_variable_that_yaml_reads_otherwise_is_refused_with_what_to_write(tmp_path: Path, written: str) -> None:
+    with pytest.raises(TargetError, match=r"`environment`: RUN_DATE ") as caught:
+        resolve_run(write_yaml(tmp_path, f"{PLAIN}environment:\n  RUN_DATE: {written}\n"))
+    if written in MISREAD:
+        assert f"write '{written}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("written", MISREAD)
+def test_the_same_in_quotes_arrives_as_it_is(tmp_path: Path, written: str) -> None:
+    spec = resolve_run(
+        write_yaml(tmp_path, f"{PLAIN}environment: {{RUN_DATE: '{written}', N: 8, RATE: 0.5, W: word}}\n")
+    )
+    assert spec["environment"] == {"RUN_DATE": written, "N": 8, "RATE": 0.5, "W": "word"}
+
+
+@pytest.mark.parametrize("name", ["NO", "on", "2020-01-01", "3", "'A-B'", "''", "'A=B'"])
+def test_a_variables_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TargetError, match=r"`environment` has .* for a name\. Letters, digits and _ are allowed"):
+        resolve_run(write_yaml(tmp_path, f"{PLAIN}environment:\n  {name}: x\n"))
+
+
+@pytest.mark.parametrize("written", ["010", "no", "", "2020-01-01", "[a]"])
+def test_an_applications_name_that_yaml_reads_otherwise_is_refused(tmp_path: Path, written: str) -> None:
+    with pytest.raises(TargetError, match=r"`name` is "):
+        resolve_run(write_yaml(tmp_path, f"{PLAIN}name: {written}\n"))
+
+
+@pytest.mark.parametrize("twice", ["maximize: true\nmaximize: false", "environment: {A: 1, A: 2}", "command: other"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, twice: str) -> None:
+    with pytest.raises(TargetError, match=r"stands twice"):
+        resolve_run(write_yaml(tmp_path, f"{PLAIN}{twice}\n"))
+
+
+def test_a_regex_in_double_quotes_that_lost_its_backslash_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="Write it in single quotes"):
+        resolve_run(write_yaml(tmp_path, 'command: train\nobjective: {regex: "\\bacc=(.+)"}\n'))
+
+
+def test_a_blank_environment_has_no_variables(tmp_path: Path) -> None:
+    assert resolve_run(write_yaml(tmp_path, f"{PLAIN}environment:\n  # none yet\n"))["environment"] == {}
 
 
 def test_a_yaml_that_is_no_text_is_said(tmp_path: Path) -> None:
@@ -342,6 +420,39 @@ def test_another_spec_of_the_same_name_gets_a_number_and_leaves_the_first_alone(
     assert names == ["train_run", "train_run_2", "train_run_3"]
     assert [register(gateway, spec, "lab")[1] for spec in specs] == names
     assert [app["description"] for app in api.apps.values()] == [describe(spec) for spec in specs]
+
+
+@pytest.mark.parametrize("other", ["train", "elsewhere"])
+def test_two_searches_that_register_at_the_same_moment_do_not_disturb_each_other(
+    other: str, gateway: Gateway, site: VirtualSite, api: BalsamApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, quicker = (
+        {"kind": "function", "name": "train", "target": f"/{place}.py:run", "search_path": []}
+        for place in ("train", other)
+    )
+    create = gateway.create_app
+
+    def create_too_late(app: Any) -> Any:
+        monkeypatch.setattr(gateway, "create_app", create)
+        register(gateway, quicker, "lab")
+        raise BalsamError('answered 400 Bad Request: {"detail":"An app with this site_id and name already exists"}')
+
+    monkeypatch.setattr(gateway, "create_app", create_too_late)
+    app_id, name = register(gateway, spec, "lab")
+    assert name == ("train" if other == "train" else "train_2")
+    assert api.apps[app_id]["description"] == describe(spec)
+    assert len(api.apps) == (1 if other == "train" else 2)
+
+
+def test_a_registration_that_balsam_refuses_is_told(
+    gateway: Gateway, site: VirtualSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(app: Any) -> Any:
+        raise BalsamError("answered 422")
+
+    monkeypatch.setattr(gateway, "create_app", refuse)
+    with pytest.raises(BalsamError, match="422"):
+        register(gateway, {"kind": "function", "name": "t", "target": "/t.py:run", "search_path": []}, "lab")
 
 
 def test_the_same_spec_at_two_sites_is_two_applications(gateway: Gateway, site: VirtualSite, api: BalsamApi) -> None:

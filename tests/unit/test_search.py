@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, PlayingSite, VirtualSite
 
-from deephyper_balsam import drivers, orders
-from deephyper_balsam import search as module
-from deephyper_balsam.allocations import AllocationRequest, Allocations
+from deephyper_balsam.common.timing import Timing
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.patience import Patience
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import AMBS, GA, RandomSearch, Search
 from deephyper_balsam.errors import (
     BalsamError,
     BrokenApplicationError,
@@ -31,13 +34,16 @@ from deephyper_balsam.errors import (
     SettingsError,
     UnreachableError,
 )
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.search import AMBS, GA, Progress, RandomSearch, Search
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.store import driver_requests
+from deephyper_balsam.store.allocation_request import AllocationRequest
 from deephyper_balsam.trial import TrialState
 
 pytest_plugins = ["balsam_fixtures"]
+
+QUICK = Timing(allocations_s=0.02, heartbeat_s=0.05)
+"""The site of these tests is a fast one."""
 
 Play = Callable[..., PlayingSite]
 
@@ -49,12 +55,6 @@ def run(job: Any) -> float:
 
 def score(config: dict[str, Any]) -> float:
     return -((config["x"] - 3.0) ** 2) + config["n"]
-
-
-@pytest.fixture(autouse=True)
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the allocations often: the site of these tests lives fast."""
-    monkeypatch.setitem(Allocations.__init__.__kwdefaults__, "refresh_s", 0.02)  # type: ignore[index]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def make(site: VirtualSite, client_yml: Path, tmp_path: Path) -> Iterator[Callab
     def search(problem: HpProblem, name: str = "s", method: str = "random", **options: Any) -> Search:
         nodes = options.pop("nodes", 3)
         request = AllocationRequest(nodes) if nodes else None
-        made.append(BalsamEvaluator(run, "lab", allocation=request, client_path=client_yml))
+        made.append(BalsamEvaluator(run, "lab", allocation=request, client_path=client_yml, timing=QUICK))
         options = {"seed": 5, "log_dir": tmp_path / "out", "poll_s": 0.01, **options}
         return Search(problem, made[-1], name, method, **options)
 
@@ -93,7 +93,7 @@ def make(site: VirtualSite, client_yml: Path, tmp_path: Path) -> Iterator[Callab
 Make = Callable[..., Search]
 
 
-def lives(api: BalsamApi) -> list[dict[str, Any]]:
+def leases(api: BalsamApi) -> list[dict[str, Any]]:
     """The notes of the drivers of the search, the oldest first."""
     return [row["data"] for row in list(api.jobs.values()) if row["tags"].get("kind") == "driver"]
 
@@ -137,7 +137,7 @@ def test_a_search_asks_for_an_allocation_evaluates_its_budget_and_gives_everythi
     assert playing.most_at_once == 3
     [batch] = api.batch_jobs.values()
     assert batch["state"] in ("pending_deletion", "finished")
-    assert [life["why"] for life in lives(api)] == ["complete"]
+    assert [lease["why"] for lease in leases(api)] == ["complete"]
     written = pd.read_csv(tmp_path / "out" / "s" / "results.csv")
     assert written["objective"].tolist() == pytest.approx(expected)
     settings = yaml.safe_load((tmp_path / "out" / "s" / "search.yaml").read_text())
@@ -251,7 +251,7 @@ def test_every_trial_keeps_what_it_was_asked_from(make: Make, play: Play, proble
 
 
 def test_the_classes_are_searches_of_their_method(site: VirtualSite, client_yml: Path, problem: HpProblem) -> None:
-    evaluator = BalsamEvaluator(run, "lab", client_path=client_yml)
+    evaluator = BalsamEvaluator(run, "lab", client_path=client_yml, timing=QUICK)
     assert [kind(problem, evaluator, name="s").method for kind in (AMBS, RandomSearch, GA)] == ["ambs", "random", "ga"]
 
 
@@ -286,7 +286,7 @@ def test_the_timeout_ends_it_and_withdraws_what_waits(
     assert cancelled == set(frame[frame["job_status"] == "CANCELLED"]["job_id"])
 
 
-def test_stop_withdraws_what_waits_writes_the_results_and_leaves_the_wheel(
+def test_stop_withdraws_what_waits_writes_the_results_and_gives_up_the_lease(
     make: Make, play: Play, problem: HpProblem, api: BalsamApi, tmp_path: Path
 ) -> None:
     playing = play(score)
@@ -303,25 +303,54 @@ def test_stop_withdraws_what_waits_writes_the_results_and_leaves_the_wheel(
     assert set(frame["job_status"]) >= {"DONE", "CANCELLED"}
     assert "READY" not in set(frame["job_status"])
     assert len(pd.read_csv(tmp_path / "out" / "s" / "results.csv")) == len(frame)
-    assert [life["why"] for life in lives(api)] == ["interrupted"]
+    assert [lease["why"] for lease in leases(api)] == ["interrupted"]
 
 
-def test_a_request_to_stop_through_balsam_ends_it(
-    make: Make, play: Play, problem: HpProblem, api: BalsamApi, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["stop", "interrupt", "order"])
+def test_a_search_that_was_stopped_is_called_again_and_goes_on_as_a_new_process_would(
+    how: str, make: Make, play: Play, problem: HpProblem
 ) -> None:
-    monkeypatch.setattr(drivers, "HEARTBEAT_S", 0.05)
+    play(score)
+    search = make(problem)
+    search.evaluator.timing = replace(QUICK, heartbeat_s=0.0)
+    asker = make(problem).evaluator.gateway
+    timeout_s = search.evaluator.gateway._read_timeout_s
+
+    def end(progress: Progress) -> None:
+        if progress.evaluated < 3:
+            return
+        if how == "stop":
+            search.stop()
+        elif how == "interrupt":
+            raise KeyboardInterrupt
+        elif not driver_requests.read_requests(asker, "s"):
+            driver_requests.send_request(asker, 1, "s", driver_requests.STOP, time.time(), wait_s=5.0)
+
+    first = search.search(max_evals=20, on_progress=end)
+    assert (first["job_status"] == "DONE").sum() < 20
+    seen: list[tuple[str, bool]] = []
+    frame = search.search(
+        max_evals=20, on_progress=lambda progress: seen.append((progress.notice or "", search.evaluator._driven.ending))
+    )
+    assert (frame["job_status"] == "DONE").sum() == 20
+    assert not search.stopped
+    assert not any("stopping" in notice or ending for notice, ending in seen)
+    assert search.evaluator.gateway._read_timeout_s == timeout_s
+
+
+def test_a_request_to_stop_through_balsam_ends_it(make: Make, play: Play, problem: HpProblem, api: BalsamApi) -> None:
     play(score, step_s=0.05)
     search = make(problem)
     thread, answers = in_thread(lambda: search.search(max_evals=1000))
     wait_until(lambda: len(api.batch_jobs) > 0)
     asker = make(problem).evaluator.gateway
-    given = orders.give_order(asker, 1, "s", orders.STOP, time.time(), wait_s=0.0)
+    given = driver_requests.send_request(asker, 1, "s", driver_requests.STOP, time.time(), wait_s=0.0)
     thread.join(10)
     assert isinstance(answers[0], pd.DataFrame)
-    [order] = orders.read_orders(asker, "s")
-    assert order.handled is not None
-    assert "withdrew" in order.handled["did"]
-    assert lives(api)[0]["why"] == f"stopped by {given.by}"
+    [request] = driver_requests.read_requests(asker, "s")
+    assert request.handled is not None
+    assert "withdrew" in request.handled["did"]
+    assert leases(api)[0]["why"] == f"stopped by {given.by}"
 
 
 @pytest.mark.parametrize("budget", [{}, {"max_evals": 0}, {"timeout": 0}, {"timeout": -1}])
@@ -349,7 +378,7 @@ def test_a_search_goes_on_in_an_empty_folder_with_its_numbers_and_repeats_nothin
     assert len(pd.read_csv(tmp_path / "elsewhere" / "s" / "results.csv")) == 15
 
 
-def test_two_lives_ask_what_one_life_asks(make: Make, play: Play, problem: HpProblem) -> None:
+def test_two_drivers_ask_what_one_asks(make: Make, play: Play, problem: HpProblem) -> None:
     play(score)
     whole = make(problem, "whole").search(max_evals=12)
     make(problem, "halves").search(max_evals=5)
@@ -370,7 +399,7 @@ def test_results_that_came_while_no_driver_looked_are_taken_in(
     site.add_allocation(3)
     first = make(problem, nodes=0)
     first.evaluator.open("s", first.settings, max_evals=3)
-    trials = module.make_optimizer("random", problem, seed=5).ask(3)
+    trials = make_optimizer("random", problem, seed=5).ask(3)
     first.evaluator.submit(trials)  # and the driver is killed
     for job_id in site.acquire(3):
         site.finish(job_id, 0.5)
@@ -396,7 +425,7 @@ def test_configurations_that_were_withdrawn_are_evaluated_after_all(
     assert sorted(done["job_id"]) == list(range(4, 10))
 
 
-def test_a_withdrawn_trial_that_ran_all_the_same_does_not_end_the_next_life(
+def test_a_withdrawn_trial_that_ran_all_the_same_does_not_end_the_next_driver(
     make: Make, play: Play, site: VirtualSite, problem: HpProblem, api: BalsamApi
 ) -> None:
     site.add_allocation(2)
@@ -489,9 +518,20 @@ def test_trials_whose_creation_was_not_answered_count_as_under_way(
     with pytest.raises(UnreachableError):
         evaluator.submit(trials)
     evaluator.submit(trials)
+    assert evaluator.counts[TrialState.READY] == 4
     evaluator.collect()
     assert evaluator.counts[TrialState.READY] == 4
     assert sorted(api.trials("s")) == list(range(5))
+
+
+def test_a_lost_answer_on_resume_does_not_overrun_the_budget(
+    make: Make, play: Play, problem: HpProblem, api: BalsamApi
+) -> None:
+    play(score)
+    make(problem, nodes=8).search(max_evals=3)
+    api.lose_answer_after(1, method="POST", path="jobs/")  # the claim, then the first trials
+    frame = make(problem, nodes=8).search(max_evals=7)
+    assert frame["job_status"].tolist() == ["DONE"] * 7
 
 
 def test_after_an_expired_login_the_driver_goes_on_with_the_next_one(
@@ -582,8 +622,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_begun(
     assert not api.jobs
 
 
-def test_pauses_grow_to_half_a_minute(make: Make, problem: HpProblem) -> None:
-    search = make(problem)
+def test_pauses_grow_to_half_a_minute(make: Make, problem: HpProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make(problem).evaluator
     pauses: list[float] = []
     answers: Iterator[Any] = iter([UnreachableError("no")] * 7 + [NotLoggedInError("no"), 42])
 
@@ -593,6 +633,6 @@ def test_pauses_grow_to_half_a_minute(make: Make, problem: HpProblem) -> None:
             raise answer
         return int(answer)
 
-    search._stop.wait = lambda timeout=None: bool(pauses.append(timeout or 0))  # type: ignore[method-assign]
-    assert search._patiently(call) == 42
+    monkeypatch.setattr(session, "wait", lambda seconds, stop: pauses.append(seconds))
+    assert Patience(session, threading.Event())(call) == 42
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from deephyper_balsam.apps import bundled, resolve_problem
+from deephyper_balsam.node.targets import load_object
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.targets import load_object
+from deephyper_balsam.store.applications import bundled, resolve_problem
 from deephyper_balsam.trial import Result
 
 
@@ -52,4 +52,4 @@ def test_ambs_beats_random_search_on_ackley_in_five_dimensions() -> None:
 def test_a_search_of_digits_finds_better_than_the_default(method: str) -> None:
     with threadpool_limits(1):  # on matrices this small, threads cost more than they do
         default = objective(run_function("digits")(resolve_problem("digits").default_configuration))
-        assert best_found("digits", method, 20, seed=1, at_a_time=4) > default
+        assert np.median([best_found("digits", method, 20, seed, at_a_time=4) for seed in range(3)]) > default

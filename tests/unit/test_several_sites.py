@@ -14,13 +14,12 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam import jobs
-from deephyper_balsam.allocations import AllocationRequest
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.placement import SearchSite
 from deephyper_balsam.errors import BalsamError, InputError, UnreachableError
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.evaluators.sites import SearchSite
-from deephyper_balsam.jobs import Resources
-from deephyper_balsam.trial import Trial, TrialState
+from deephyper_balsam.store import trial_rows
+from deephyper_balsam.store.allocation_request import AllocationRequest
+from deephyper_balsam.trial import Resources, Trial, TrialState
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -48,7 +47,7 @@ class TwoSites:
         self.evaluator = made
         assert made.sites is not None
         for site in made.sites:
-            site.allocations._refresh_s = 0
+            site.allocations._look_s = 0
         return made
 
     def site(self, name: str) -> SearchSite:
@@ -72,7 +71,7 @@ class TwoSites:
 
     def where(self) -> Counter[str]:
         """Count the trials that have not ended, by the site of their job in Balsam."""
-        open_rows = [row for row in self.api.trials("s").values() if not jobs.read_state(row).is_final]
+        open_rows = [row for row in self.api.trials("s").values() if not trial_rows.read_state(row).is_final]
         names = {app_id: self.api.sites[app["site_id"]]["name"] for app_id, app in self.api.apps.items()}
         return Counter(names[row["app_id"]] for row in open_rows)
 
@@ -188,7 +187,7 @@ def test_a_trial_that_moved_keeps_what_it_was(two: TwoSites) -> None:
     two.look(4)
     after = two.api.trials("s")[0]
     assert after["id"] != before["id"]
-    assert after["data"] == {"asked": before["data"]["asked"], "moved_from": ["lab"]}
+    assert after["data"] == {**before["data"], "moved_from": ["lab"]}
     same = ("serialized_parameters", "tags", "workdir", "num_nodes", "node_packing_count")
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     aside = two.api.jobs[before["id"]]
@@ -261,7 +260,7 @@ def test_a_lost_answer_in_the_middle_of_a_move_loses_and_repeats_nothing(two: Tw
 def test_a_trial_on_its_way_is_withdrawn_like_one_that_waits(two: TwoSites) -> None:
     moved(two)
     two.look()
-    assert [number for number, row in two.api.trials("s").items() if jobs.has_left(row)] == [0, 1]
+    assert [number for number, row in two.api.trials("s").items() if trial_rows.has_left(row)] == [0, 1]
     assert two.evaluator.room == 0  # theirs
     assert sorted(two.evaluator.cancel()) == [0, 1, 2, 3]
     two.look(3)

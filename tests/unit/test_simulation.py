@@ -12,10 +12,15 @@ from click.testing import CliRunner
 
 from deephyper_balsam import HpProblem
 from deephyper_balsam.cli import main
+from deephyper_balsam.driver.session import SearchSession
+from deephyper_balsam.driver.simulated_session import (
+    SimulatedEvaluator,
+    VirtualClock,
+    normal_durations,
+    own_durations,
+)
+from deephyper_balsam.driver.simulation import simulate
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.evaluators.base import Evaluator
-from deephyper_balsam.evaluators.simulated import SimulatedEvaluator, VirtualClock, normal_durations, own_durations
-from deephyper_balsam.simulation import simulate
 from deephyper_balsam.trial import Trial
 
 
@@ -107,7 +112,7 @@ def test_the_backlog_covers_what_completes_while_the_driver_is_busy() -> None:
 
 
 def test_it_fulfils_the_protocol_of_evaluators() -> None:
-    assert isinstance(SimulatedEvaluator(run, 1, VirtualClock(), ten_seconds), Evaluator)
+    assert isinstance(SimulatedEvaluator(run, 1, VirtualClock(), ten_seconds), SearchSession)
 
 
 def test_a_failed_run_still_takes_its_time_and_is_a_result() -> None:

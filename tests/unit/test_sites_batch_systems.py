@@ -33,7 +33,7 @@ class Agent:
         template = site / "job-template.sh"
         text = (site_config(config).path / "job-template.sh").read_text()
         # The launcher is played by what the test puts in its place; everything above it is the template's own
-        template.write_text(re.sub(r'exec "\$python" -m deephyper_balsam\.sites\.{{.*?}}', "exec ./launcher", text))
+        template.write_text(re.sub(r'exec "\$python" -m deephyper_balsam\.launcher\.{{.*?}}', "exec ./launcher", text))
         sched = settings.scheduler
         self.job = SimpleNamespace(
             id=1, state="pending_submission", scheduler_id=None, status_info={}, start_time=None, end_time=None,

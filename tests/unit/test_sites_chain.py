@@ -15,11 +15,11 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 from balsam_api import BalsamApi, VirtualSite
 
 from deephyper_balsam.errors import UnreachableError
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.jobs import Resources, trial_job
-from deephyper_balsam.orders import STOP, give_order
-from deephyper_balsam.sites import chain
-from deephyper_balsam.trial import Trial
+from deephyper_balsam.store import allocation_chain
+from deephyper_balsam.store.driver_requests import STOP, send_request
+from deephyper_balsam.store.gateway import Gateway
+from deephyper_balsam.store.trial_rows import trial_job
+from deephyper_balsam.trial import Resources, Trial
 
 pytest_plugins = ["balsam_fixtures"]
 
@@ -48,19 +48,21 @@ def clock() -> Clock:
 def add_allocation(site: VirtualSite, gateway: Gateway, began_at: float, waited_s: float = 0.0, follow: int = 3) -> int:
     """Add a running BatchJob with the driver; its scheduler's id is its own plus 1000."""
     shape: dict[str, Any] = {"nodes": 8, "wall_time_min": 60, "queue": "prod", "project": "P", "job_mode": "serial"}
-    row = gateway.create_batch_job(chain.batch_job(site.id, NAME, **shape, chain=follow))
+    row = gateway.create_batch_job(allocation_chain.batch_job(site.id, NAME, **shape, chain=follow))
     told = {"submit_time": utc(began_at - waited_s), "submit_script": "x"}
     gateway.adopt_batch_job(row["id"], row["id"] + 1000, utc(began_at))
     site.api.batch_jobs[row["id"]]["status_info"] = told
     return int(row["id"])
 
 
-def link(gateway: Gateway, site: VirtualSite, batch_job_id: int, clock: Clock, follow: int = 3) -> chain.Link:
-    return chain.Link(gateway, site.id, NAME, batch_job_id + 1000, follow, DRAIN_S, clock)
+def link(
+    gateway: Gateway, site: VirtualSite, batch_job_id: int, clock: Clock, follow: int = 3
+) -> allocation_chain.Link:
+    return allocation_chain.Link(gateway, site.id, NAME, batch_job_id + 1000, follow, DRAIN_S, clock, now=clock)
 
 
 def alive(gateway: Gateway, site: VirtualSite) -> list[dict[str, Any]]:
-    return chain.find(gateway, [site.id], NAME, chain.ALIVE)
+    return allocation_chain.find(gateway, [site.id], NAME, allocation_chain.ALIVE)
 
 
 def test_the_next_one_is_asked_for_as_long_before_the_driver_leaves_as_this_one_waited(
@@ -126,7 +128,7 @@ def test_one_that_the_scheduler_refuses_is_asked_for_again(
     site.end_allocation(first + 1, "submit_failed", error="the queue is full")
     clock.now += 10
     one.look(1)
-    assert len(chain.find(gateway, [site.id], NAME)) == 2  # not at once
+    assert len(allocation_chain.find(gateway, [site.id], NAME)) == 2  # not at once
     clock.now += 60
     one.look(1)
     assert one.next_id == first + 2
@@ -144,13 +146,13 @@ def test_one_whose_script_failed_at_once_is_not_asked_for_again(
         clock.now += 100
         one.look(1)
         one.ask()
-    assert len(chain.find(gateway, [site.id], NAME)) == 2
+    assert len(allocation_chain.find(gateway, [site.id], NAME)) == 2
 
 
 def test_before_the_agent_has_told_which_batchjob_this_is_nothing_is_asked_for(
     gateway: Gateway, site: VirtualSite, clock: Clock
 ) -> None:
-    one = chain.Link(gateway, site.id, NAME, 4711, 3, DRAIN_S, clock)
+    one = allocation_chain.Link(gateway, site.id, NAME, 4711, 3, DRAIN_S, clock, now=clock)
     one.look(1)
     assert one.next_id is None
     assert alive(gateway, site) == []
@@ -192,9 +194,9 @@ def test_after_two_allocations_without_a_result_none_follows(
 def test_a_search_that_was_stopped_is_not_driven_on(gateway: Gateway, site: VirtualSite, clock: Clock) -> None:
     first = add_allocation(site, gateway, clock.now, waited_s=60)
     one = link(gateway, site, first, clock)
-    give_order(gateway, site.id, NAME, STOP, clock.now - 100)  # before it was submitted: submitting it went on
+    send_request(gateway, site.id, NAME, STOP, clock.now - 100)  # before it was submitted: submitting it went on
     assert not one.stopped()
-    give_order(gateway, site.id, NAME, STOP, clock.now - 10)
+    send_request(gateway, site.id, NAME, STOP, clock.now - 10)
     assert one.stopped()
     one.ask()
     assert one.next_id is None
@@ -206,7 +208,7 @@ def test_what_is_not_needed_any_more_is_given_back(gateway: Gateway, site: Virtu
     one.end()
     one.ask()
     one.end()
-    states = {row["id"]: row["state"] for row in chain.find(gateway, [site.id], NAME)}
+    states = {row["id"]: row["state"] for row in allocation_chain.find(gateway, [site.id], NAME)}
     assert states == {first: "running", first + 1: "pending_deletion"}
 
 
@@ -216,4 +218,4 @@ def test_only_waiting_allocations_of_the_search_itself_are_withdrawn(
     running = add_allocation(site, gateway, clock.now)
     site.add_allocation(state="queued", filter_tags={"search": NAME})
     link(gateway, site, running, clock).ask()
-    assert chain.withdraw(gateway, [site.id], NAME) == [running + 2]
+    assert allocation_chain.withdraw(gateway, [site.id], NAME) == [running + 2]

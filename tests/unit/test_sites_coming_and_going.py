@@ -14,12 +14,16 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, PlayingSite, VirtualSite
 
-from deephyper_balsam.allocations import Allocations
-from deephyper_balsam.evaluators.balsam import BalsamEvaluator
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.search import Progress, Search
+from deephyper_balsam.common.timing import Timing
+from deephyper_balsam.driver.balsam_session import BalsamEvaluator
+from deephyper_balsam.driver.progress import Progress
+from deephyper_balsam.driver.search import Search
+from deephyper_balsam.problem.hp_problem import HpProblem
 
 pytest_plugins = ["balsam_fixtures"]
+
+QUICK = Timing(allocations_s=0.0)
+"""The site of these tests is a fast one."""
 
 
 def run(job: Any) -> float:
@@ -29,9 +33,8 @@ def run(job: Any) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_while_allocations_come_and_go_at_two_sites_each_trial_is_evaluated_once(
-    api: BalsamApi, client_yml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    api: BalsamApi, client_yml: Path, tmp_path: Path, seed: int
 ) -> None:
-    monkeypatch.setitem(Allocations.__init__.__kwdefaults__, "refresh_s", 0.0)  # type: ignore[index]
     rng = random.Random(seed)
     sites = [VirtualSite(api, "lab"), VirtualSite(api, "theta")]
     alive = {site.name: site.add_allocation(3) for site in sites}
@@ -53,7 +56,7 @@ def test_while_allocations_come_and_go_at_two_sites_each_trial_is_evaluated_once
 
     problem = HpProblem("line")
     problem.add_hyperparameter((0.0, 1.0), "x")
-    evaluator = BalsamEvaluator(run, "lab,theta", client_path=client_yml)
+    evaluator = BalsamEvaluator(run, "lab,theta", client_path=client_yml, timing=QUICK)
     search = Search(problem, evaluator, "s", "random", seed=seed, log_dir=tmp_path, poll_s=0.01)
     playing = [PlayingSite(site, score, step_s=0.03) for site in sites]
     for one in playing:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import nullcontext
-from email.utils import formatdate
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deephyper_balsam.errors import InputError, NotLoggedInError, SettingsError, UnknownSiteError, UnreachableError
+from deephyper_balsam.errors import (
+    InputError,
+    NotLoggedInError,
+    SettingsError,
+    UnknownSiteError,
+    UnreachableError,
+)
 from deephyper_balsam.sites import checks, configs
 from deephyper_balsam.sites.checks import check_site
-from deephyper_balsam.sites.configs import forget_site, init_site, site_config, site_configs
+from deephyper_balsam.sites.configs import (
+    SiteConfig,
+    forget_site,
+    init_site,
+    read_settings,
+    site_config,
+    site_configs,
+)
 
 
 class FakeGateway:
@@ -22,6 +31,7 @@ class FakeGateway:
 
     rows: list[dict[str, Any]]
     fails: Exception | None = None
+    clock_ahead_s: float | None = None
 
     def __init__(self, client_path: object = None) -> None:
         pass
@@ -118,6 +128,46 @@ def test_settings_that_balsam_cannot_use_are_refused_by_name(
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("allowed_projects: [no]", r"`scheduler\.allowed_projects` is no without quotes.*write 'no'"),
+        ("allowed_projects: [2020-01-01]", r"is 2020-01-01 without quotes"),
+        ("allowed_projects: [010]", r"is 010 without quotes"),
+        ("allowed_projects: [true]", r"is true without quotes"),
+        ("allowed_projects:", r"`scheduler\.allowed_projects` is blank: write null"),
+        ("allowed_queues: {on: {max_nodes: 1}}", r"the key scheduler\.allowed_queues\.on` is on without quotes"),
+        (
+            "allowed_queues: {a: {max_walltime: 12:00:00}}",
+            r"max_walltime` is 12:00:00, which YAML reads as a number, 43200",
+        ),
+        ("allowed_queues: {a: {max_nodes: 010}}", r"max_nodes` is 010, which YAML reads as a number, 8"),
+        ("optional_batch_job_params: {when: 2020-01-01}", r"when` is 2020-01-01 without quotes"),
+        ("optional_batch_job_params: {module: 1.10}", r"module` is 1\.10 without quotes"),
+        ("sync_period: 1\n    sync_period: 2", r"'sync_period' stands twice"),
+    ],
+)
+def test_settings_that_yaml_reads_otherwise_than_they_are_written_are_refused(
+    tmp_path: Path, gateway: type[FakeGateway], line: str, said: str
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "settings.yml").write_text(f"scheduler:\n    {line}\n")
+    with pytest.raises(SettingsError, match=rf"own/settings\.yml.*{said}") as caught:
+        init_site(tmp_path / "site", own, "mine")
+    assert not (tmp_path / "site").exists()
+    made = init_site(tmp_path / "good", "local", "mine")
+    (made.path / "settings.yml").write_text((own / "settings.yml").read_text())
+    found = next(item for item in check_site(made.path) if item.name == "settings")
+    assert not found.ok
+    assert " ".join(str(caught.value).split())[-40:] == found.detail[-40:]
+
+
+@pytest.mark.parametrize("config", site_configs(), ids=lambda config: config.name)
+def test_the_configs_that_come_with_the_package_are_read_as_they_are_written(config: SiteConfig) -> None:
+    assert read_settings((config.path / "settings.yml").read_text(encoding="utf-8"), config.path)
+
+
 def test_a_missing_template_is_named(tmp_path: Path, gateway: type[FakeGateway]) -> None:
     own = tmp_path / "own"
     own.mkdir()
@@ -189,7 +239,7 @@ def test_the_check_names_projects_and_queues_that_nobody_filled_in(tmp_path: Pat
     assert "YOUR_PARTITION, YOUR_PROJECT" in names().detail
     other = init_site(tmp_path / "other", "slurm", "other", project="m1234", queue="regular")
     found = next(item for item in check_site(other.path) if item.name == "names")
-    assert (found.ok, found.detail) == (True, "queues regular; projects m1234")
+    assert (found.ok, found.detail) == (True, "queues regular (at most 100000 nodes and 43200 min); projects m1234")
 
 
 def test_names_that_no_scheduler_takes_or_the_config_does_not_ask_for_are_refused(
@@ -197,9 +247,10 @@ def test_names_that_no_scheduler_takes_or_the_config_does_not_ask_for_are_refuse
 ) -> None:
     with pytest.raises(InputError, match="one word"):
         init_site(tmp_path / "site", "slurm", "mine", project="a b")
-    with pytest.raises(InputError, match="names its queues itself"):
-        init_site(tmp_path / "site", "perlmutter-cpu", "mine", project="m1", queue="regular")
+    with pytest.raises(InputError, match="names its queues itself, and fast is none of them: regular, debug"):
+        init_site(tmp_path / "site", "perlmutter-cpu", "mine", project="m1", queue="fast")
     assert not (tmp_path / "site").exists()
+    assert init_site(tmp_path / "site", "perlmutter-cpu", "mine", project="m1", queue="debug").path.is_dir()
 
 
 def test_every_config_makes_a_site_without_questions(
@@ -223,15 +274,11 @@ def test_the_check_imports_what_run_functions_need(tmp_path: Path, gateway: type
 
 @pytest.mark.parametrize(("skew_s", "ok"), [(0, True), (-300, False), (300, False)])
 def test_the_check_compares_clocks_with_the_api(
-    tmp_path: Path, gateway: type[FakeGateway], monkeypatch: pytest.MonkeyPatch, skew_s: int, ok: bool
+    tmp_path: Path, gateway: type[FakeGateway], skew_s: int, ok: bool
 ) -> None:
     made = init_site(tmp_path / "site", "local", "mine")
-    client = tmp_path / "client.yml"
-    client.write_text("api_root: http://api.example\n")
-    date = formatdate(time.time() + skew_s, usegmt=True)
-    answer = nullcontext(SimpleNamespace(headers={"Date": date}))
-    monkeypatch.setattr(checks, "urlopen", lambda url, timeout: answer)
-    found = {item.name: item for item in check_site(made.path, client_path=client)}
+    gateway.clock_ahead_s = skew_s
+    found = {item.name: item for item in check_site(made.path)}
     assert found["clock"].ok is ok
     assert ok or ("ahead of" if skew_s < 0 else "behind") in found["clock"].detail
 

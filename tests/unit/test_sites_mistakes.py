@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
-from email.utils import formatdate
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +28,7 @@ class FakeGateway:
 
     rows: list[dict[str, Any]]
     fails: Exception | None = None
+    clock_ahead_s: float | None = None
 
     def __init__(self, client_path: object = None) -> None:
         if self.fails is not None:
@@ -63,8 +59,7 @@ class Site:
         (self.path / name).write_text(text.replace(old, new))
 
     def clock(self, skew_s: float) -> None:
-        answer = nullcontext(SimpleNamespace(headers={"Date": formatdate(time.time() + skew_s, usegmt=True)}))
-        self.monkeypatch.setattr(checks, "urlopen", lambda url, timeout: answer)
+        self.gateway.clock_ahead_s = skew_s
 
     def check(self) -> Result:
         return CliRunner().invoke(main, ["site", "check", str(self.path), *self.options])
@@ -80,8 +75,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     (tmp_path / "client.yml").write_text("api_root: http://api.example\n")
     monkeypatch.setenv("BALSAM_CLIENT_PATH", str(tmp_path / "client.yml"))
     made = configs.init_site(tmp_path / "a site", "polaris-pbs", "polaris", project="datascience")
-    (made.path / "balsam-service.pid").write_text(f"{socket.gethostname()}\n{os.getpid()}")
-    found = Site(made.path, fake, monkeypatch, tmp_path / "batch", [], [])
+    # An agent without children: this process has some, and those of other tests that ended
+    agent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    (made.path / "balsam-service.pid").write_text(f"{socket.gethostname()}\n{agent.pid}")
+    found = Site(made.path, fake, monkeypatch, tmp_path / "batch", [], [agent])
     found.clock(0)
     yield found
     for process in found.started:
@@ -183,7 +180,7 @@ MISTAKES: dict[str, tuple[Callable[[Site], object], str, tuple[str, ...]]] = {
     "the settings are no YAML": (
         lambda site: site.edit("settings.yml", "launcher:", "launcher: ["),
         "settings",
-        ("settings.yml: ", "line"),
+        ("settings.yml is not YAML", "line"),
     ),
     "the settings name a class that is not there": (
         lambda site: site.edit("settings.yml", "pbs.PolarisNode", "pbs.PolarisNod"),

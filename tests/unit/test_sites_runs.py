@@ -128,6 +128,20 @@ def test_mpiexec_binds_ranks_to_the_cpus_that_balsam_chose(tmp_path: Path) -> No
     assert words[words.index("--cpu-bind") + 1 : words.index("--cpu-bind") + 4] == ["depth", "--depth", "8"]
 
 
+def test_on_aurora_ranks_are_bound_to_cores_and_never_to_those_of_the_system(tmp_path: Path) -> None:
+    spec = NodeSpec(node_ids=["n"], hostnames=["n"], cpu_ids=[[41, 42, 43, 44, 53, 54, 55, 56]], gpu_ids=[[]])
+    words = shlex.split(make(pbs.AuroraRun, tmp_path, node_spec=spec, ranks_per_node=2)._build_cmdline())
+    assert words[words.index("--cpu-bind") + 1] == "list:41,42,43,44:53,54,55,56"
+    several = NodeSpec(node_ids=["a", "b"], hostnames=["a", "b"])  # whole nodes
+    words = shlex.split(make(pbs.AuroraRun, tmp_path, node_spec=several, ranks_per_node=12)._build_cmdline())
+    ranks = [part.split(",") for part in words[words.index("--cpu-bind") + 1].removeprefix("list:").split(":")]
+    assert [int(rank[0]) for rank in ranks] == [1, 9, 17, 25, 33, 41, 53, 61, 69, 77, 85, 93]
+    assert {len(rank) for rank in ranks} == {8}
+    worker = make(pbs.AuroraRun, tmp_path, node_spec=several, ranks_per_node=1)  # of serial mode
+    words = shlex.split(worker._build_cmdline())
+    assert words[words.index("--cpu-bind") + 1] == "none"
+
+
 def test_aprun_is_started_in_place_of_the_shell(tmp_path: Path) -> None:
     words = shlex.split(make(cobalt.ThetaRun, tmp_path, preamble=["true"])._build_cmdline())
     assert words[:2] == ["exec", "aprun"]
@@ -187,7 +201,7 @@ def test_a_run_that_slurm_ends_with_its_job_is_left_to_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = ["CANCELLED"]
-    monkeypatch.setattr(slurm, "run_command", lambda command, **_: Answer(0, f"JobId=1 JobState={state[0]} ", ""))
+    monkeypatch.setattr(runs, "run_command", lambda command, **_: Answer(0, f"JobId=1 JobState={state[0]} ", ""))
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     run = make(slurm.SlurmPinnedRun, tmp_path, cmdline="exit 1")
     run.start()

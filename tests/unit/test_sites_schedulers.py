@@ -192,7 +192,9 @@ def test_a_state_without_a_meaning_leaves_the_batch_job_as_it_is(scripted: Scrip
 
 def test_a_batch_job_deleted_before_it_was_submitted_does_not_end_the_service(scripted: Scripted) -> None:
     scripted.answers = {"squeue": Answer(0, "", "")}
-    assert None in slurm.SlurmScheduler.get_statuses(user="u")
+    statuses = slurm.SlurmScheduler.get_statuses(user="u")
+    # As the agent asks: nothing to delete, nothing whose times are known, and done
+    assert [None in statuses, None in statuses, statuses[None].state] == [False, True, "finished"]
     with pytest.raises(SchedulerDeleteError):
         slurm.SlurmScheduler.delete_job(None)
     with pytest.raises(SchedulerDeleteError, match="cannot run scancel"):

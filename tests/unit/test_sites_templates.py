@@ -14,7 +14,7 @@ from balsam.config import Settings
 from balsam.schemas import JobMode
 from balsam.site.script_template import ScriptTemplate
 
-from deephyper_balsam.sites import inside
+from deephyper_balsam.launcher import inside
 from deephyper_balsam.sites.configs import PLACEHOLDER, SiteConfig, fill_in, site_configs
 
 CONFIGS = site_configs()
@@ -75,7 +75,7 @@ def test_every_template_starts_the_driver_beside_the_launcher_when_a_batchjob_na
             search="digits-1", chain="4",
         )  # fmt: skip
         command = shlex.split(text[text.rindex("exec ") :].replace("\\\n", " "))
-        assert command[2:4] == ["-m", "deephyper_balsam.sites.inside"]
+        assert command[2:4] == ["-m", "deephyper_balsam.launcher.inside"]
         with inside.main.make_context("inside", command[4:]) as context:
             given = context.params
         assert (given["name"], given["chain"], given["options"]) == ("digits-1", 4, ())
@@ -84,7 +84,7 @@ def test_every_template_starts_the_driver_beside_the_launcher_when_a_batchjob_na
         assert len(given["parts"]) == (2 if parts else 0)
         scripts.append(text)
         plain = render(config, monkeypatch, wall_time_min=minutes, filter_tags={"search": "digits-1"}, search="")
-        assert "sites.launcher" in plain
+        assert "launcher.main" in plain
         assert "--chain" not in plain
     for number, text in enumerate(scripts):
         (tmp_path / f"{number}.sh").write_text(text)

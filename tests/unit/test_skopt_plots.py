@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pytest
 
 from deephyper_balsam.optimizers import make_optimizer
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.trial import Result
 
 mpl.use("Agg")
@@ -37,9 +37,10 @@ def conditional() -> HpProblem:
 
 @pytest.fixture(autouse=True)
 def figures_closed() -> Iterator[None]:
-    yield
     import matplotlib.pyplot as plt
 
+    plt.close("all")  # what another file's tests drew, too: plots go onto the newest
+    yield
     plt.close("all")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deephyper_balsam.errors import ProblemError
-from deephyper_balsam.problem import HpProblem
+from deephyper_balsam.problem.hp_problem import HpProblem
 
 
 def problem_of(*values: object) -> HpProblem:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from gone import is_gone
 
-from deephyper_balsam.supervise import Ending, OutputFilter, supervise
+from deephyper_balsam.node.supervise import OutputFilter, RunEnd, supervise
 
 Began = Callable[[], None]
 
@@ -36,7 +36,7 @@ def test_what_the_run_says_comes_back_from_another_process_and_nothing_is_left()
     ending = supervise(quiet, 60)
     assert ending.said is not None
     assert ending.said["said"] != os.getpid()
-    assert set(psutil.Process().children()) == before
+    assert set(psutil.Process().children()) <= before  # what had ended before may have been waited for
     assert psutil.Process().num_fds() == descriptors
 
 
@@ -49,11 +49,11 @@ def test_a_run_that_a_signal_kills_is_said_to_be_killed_by_it(number: int) -> No
         os.kill(os.getpid(), number)
         return {}
 
-    assert supervise(work, None) == Ending(signal=number)
+    assert supervise(work, None) == RunEnd(signal=number)
 
 
 def test_a_run_that_exits_is_said_to_have_exited() -> None:
-    assert supervise(lambda began: os._exit(7), None) == Ending(status=7)
+    assert supervise(lambda began: os._exit(7), None) == RunEnd(status=7)
 
 
 def test_a_run_over_its_time_that_does_not_react_is_ended_and_only_then() -> None:
@@ -65,7 +65,7 @@ def test_a_run_over_its_time_that_does_not_react_is_ended_and_only_then() -> Non
             time.sleep(1)
 
     began_at = time.monotonic()
-    assert supervise(work, 0.3, grace_s=0.2) == Ending(timed_out=True)
+    assert supervise(work, 0.3, grace_s=0.2) == RunEnd(timed_out=True)
     assert time.monotonic() - began_at > 1.4
 
 
@@ -76,14 +76,14 @@ def test_a_run_that_said_how_it_ended_and_does_not_leave_is_ended_and_its_word_c
         atexit.register(time.sleep, 300)
         return {"objective": 1}
 
-    assert supervise(work, None, grace_s=0.3) == Ending({"objective": 1})
+    assert supervise(work, None, grace_s=0.3) == RunEnd({"objective": 1})
 
 
 def test_the_users_exit_functions_run_and_ours_do_not(tmp_path: Path) -> None:
     ended = python(
         f"""
         import atexit
-        from deephyper_balsam.supervise import supervise
+        from deephyper_balsam.node.supervise import supervise
         atexit.register(print, "ours", flush=True)
         def work(began):
             atexit.register(open({str(tmp_path / "theirs")!r}, "w").write, "x")
@@ -108,7 +108,7 @@ def test_children_that_outlive_a_run_are_ended_daemons_included(tmp_path: Path, 
     ended = python(
         f"""
         import contextlib, os, subprocess, time, psutil
-        from deephyper_balsam.supervise import supervise
+        from deephyper_balsam.node.supervise import supervise
         def double_fork():
             if os.fork() == 0:
                 os.setsid()
@@ -139,7 +139,7 @@ def test_the_end_of_the_allocation_ends_the_run_with_its_children_and_nothing_is
     code = f"""
         import os, subprocess, time
         from pathlib import Path
-        from deephyper_balsam.supervise import supervise
+        from deephyper_balsam.node.supervise import supervise
         def work(began):
             child = subprocess.Popen(["setsid", "sleep", "300"])
             Path({str(tmp_path / "pids")!r}).write_text(f"{{os.getpid()}} {{child.pid}}\\n")
@@ -162,7 +162,7 @@ def test_a_supervisor_that_is_killed_takes_the_run_with_it(tmp_path: Path) -> No
     code = f"""
         import os, time
         from pathlib import Path
-        from deephyper_balsam.supervise import supervise
+        from deephyper_balsam.node.supervise import supervise
         def work(began):
             Path({str(tmp_path / "pid")!r}).write_text(f"{{os.getpid()}}\\n")
             time.sleep(300)
@@ -185,7 +185,7 @@ def test_what_a_run_and_its_children_print_arrives_and_harms_nobody() -> None:
     ended = python(
         """
         import os, subprocess, sys
-        from deephyper_balsam.supervise import supervise
+        from deephyper_balsam.node.supervise import supervise
         def work(began):
             print("héllo")
             sys.stdout.flush()
@@ -217,7 +217,7 @@ def test_megabytes_of_output_do_not_stop_a_run_and_one_that_closes_its_output_en
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     try:
-        assert supervise(loud, 60) == Ending({"objective": 3})
+        assert supervise(loud, 60) == RunEnd({"objective": 3})
     finally:
         os.dup2(real, 1)
         os.close(real)

@@ -18,8 +18,8 @@ from deephyper_balsam.optimizers.surrogates import (
     warp,
 )
 from deephyper_balsam.optimizers.surrogates.gaussian_process import fit_hyperparameters
-from deephyper_balsam.problem import HpProblem
-from deephyper_balsam.space import FloatArray
+from deephyper_balsam.problem.hp_problem import HpProblem
+from deephyper_balsam.problem.space import FloatArray
 
 FEATURES = Features((0, 0, 0, 3))
 
@@ -35,14 +35,17 @@ def data(n: int, seed: int = 0) -> tuple[FloatArray, FloatArray]:
 
 @pytest.mark.parametrize("name", SURROGATES)
 def test_a_surrogate_predicts_what_it_has_not_seen(name: str) -> None:
-    unit, loss = data(150)
-    model = make_surrogate(name, FEATURES)
-    model.fit(unit, warp(loss), 0)
-    there, truth = data(80, 1)
-    mean, std = model.predict(there)
-    assert np.corrcoef(mean, truth)[0, 1] > 0.9
-    assert mean.shape == std.shape == (80,)
-    assert (std > 0).all()
+    agreement = []
+    for seed in range(3):
+        unit, loss = data(150, seed)
+        model = make_surrogate(name, FEATURES)
+        model.fit(unit, warp(loss), seed)
+        there, truth = data(80, seed + 100)
+        mean, std = model.predict(there)
+        agreement.append(np.corrcoef(mean, truth)[0, 1])
+        assert mean.shape == std.shape == (80,)
+        assert (std > 0).all()
+    assert np.median(agreement) > 0.9
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -88,14 +91,17 @@ def test_a_lie_moves_the_pool_towards_it_and_leaves_the_model_alone(name: str) -
 
 @pytest.mark.parametrize("name", ["GBRT", "GP"])
 def test_a_believed_point_is_no_longer_uncertain(name: str) -> None:
-    unit, loss = data(30)
-    model = make_surrogate(name, FEATURES)
-    model.fit(unit, warp(loss), 0)
-    pool = model.pool(data(40, 3)[0])
-    index = int(np.argmax(pool.std))
-    before = float(pool.std[index])
-    pool.lie([index], None)
-    assert pool.std[index] < 0.5 * before
+    left = []
+    for seed in range(3):
+        unit, loss = data(30, seed)
+        model = make_surrogate(name, FEATURES)
+        model.fit(unit, warp(loss), seed)
+        pool = model.pool(data(40, seed + 100)[0])
+        index = int(np.argmax(pool.std))
+        before = float(pool.std[index])
+        pool.lie([index], None)
+        left.append(pool.std[index] / before)
+    assert np.median(left) < 0.5
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -159,12 +165,14 @@ def test_the_gradient_of_the_confidence_bound_is_that_of_its_value() -> None:
 
 
 def test_an_irrelevant_column_gets_a_long_length() -> None:
-    rng = np.random.default_rng(0)
-    shown = rng.random((60, 3))
-    found = fit_hyperparameters(shown, np.arange(3), warp(np.sin(6 * shown[:, 0])))
-    assert found.lengths[0] < found.lengths[1]
-    assert found.lengths[0] < found.lengths[2]
-    assert found.noise < 1e-2
+    ratios, noises = [], []
+    for seed in range(5):
+        shown = np.random.default_rng(seed).random((60, 3))
+        found = fit_hyperparameters(shown, np.arange(3), warp(np.sin(6 * shown[:, 0])))
+        ratios.append(found.lengths[0] / min(found.lengths[1:]))
+        noises.append(found.noise)
+    assert np.median(ratios) < 1
+    assert np.median(noises) < 1e-2
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deephyper_balsam.common.wording import storable
 from deephyper_balsam.errors import TargetError
-from deephyper_balsam.targets import load_object, own_traceback, printable, reason, shorten
+from deephyper_balsam.node.targets import load_object, own_traceback, reason, shorten
 
 pytestmark = pytest.mark.usefixtures("modules_as_they_were")
 
@@ -91,7 +92,7 @@ def test_an_import_that_raises_is_said_in_one_line_with_the_users_own(tmp_path: 
     assert said.startswith(f"{file}:run: importing {file} failed")
     assert words in said
     assert "\n" not in said
-    assert "deephyper_balsam/targets.py" not in said
+    assert "deephyper_balsam/node/targets.py" not in said
 
 
 def test_after_a_failed_import_the_mended_file_is_loaded(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_reason_is_one_line_of_bounded_length() -> None:
 
 
 def test_text_that_utf_8_cannot_hold_is_escaped() -> None:
-    assert printable("caf\udce9 é ✓") == "caf\\udce9 é ✓"
+    assert storable("caf\udce9 é ✓") == "caf\\udce9 é ✓"
 
 
 def test_a_traceback_is_cut_at_its_beginning() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deephyper_balsam.errors import InputError
@@ -52,3 +55,25 @@ def test_values_cannot_be_changed() -> None:
     for value, name in ((Trial(0, {}), "number"), (Result(0, 1.0), "objective"), (Origin("start"), "kind")):
         with pytest.raises(AttributeError):
             setattr(value, name, 3)
+
+
+@pytest.mark.parametrize(
+    "objective", [0.5, np.float32(0.5), np.array([0.5]), np.array(0.5), Decimal("0.5"), Fraction(1, 2)]
+)
+def test_a_number_of_any_type_is_an_objective(objective: Any) -> None:
+    found = Result(np.int64(3), objective)  # type: ignore[arg-type]
+    assert (found.objective, type(found.objective), type(found.number)) == (0.5, float, int)
+
+
+@pytest.mark.parametrize("objective", ["0.5", 10**400, np.array([0.1, 0.2]), [0.5], True, np.True_, 1j, Decimal("nan")])
+def test_what_is_no_finite_number_is_refused_in_words(objective: Any) -> None:
+    with pytest.raises(InputError, match="`objective` must be a finite number, but got"):
+        Result(0, objective)
+
+
+@pytest.mark.parametrize("number", ["0", 0.5, True, [1]])
+def test_a_number_that_is_not_whole_is_refused(number: Any) -> None:
+    with pytest.raises(InputError, match="number"):
+        Result(number, 0.5)
+    with pytest.raises(InputError, match=r"`number >= 0` must hold"):
+        Trial(number, {})

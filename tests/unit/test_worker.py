@@ -10,6 +10,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +25,23 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 
 from balsam_api import BalsamApi, VirtualSite
 
-from deephyper_balsam import supervise, worker
-from deephyper_balsam.gateway import Gateway
-from deephyper_balsam.worker import RunningJob, TrialTimeout, evaluate, interpret, run_trial, time_limit
+from deephyper_balsam.node import supervise, worker
+from deephyper_balsam.node.worker import RunningJob, TrialTimeout, evaluate, interpret, run_trial, time_limit
+from deephyper_balsam.store.gateway import Gateway
 
 pytest_plugins = ["balsam_fixtures"]
 
 JOB = RunningJob(3, {"x": 1.5, "units": 8})
+
+
+class Speechless(Exception):
+    """An object, and an exception, whose words raise."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
 
 
 def outcome_of(returned: Any) -> dict[str, Any]:
@@ -88,6 +100,8 @@ def test_changing_the_parameters_leaves_the_callers_configuration_alone() -> Non
 @pytest.mark.parametrize(
     ("returned", "objective"),
     [
+        (Decimal("0.25"), 0.25),
+        (Fraction(1, 4), 0.25),
         (0.93, 0.93),
         (1, 1.0),
         (-0.0, 0.0),
@@ -119,6 +133,10 @@ def test_a_number_in_any_of_these_clothes_is_the_objective(returned: Any, object
         (np.float64("nan"), "returned nan"),
         (None, "returned None instead of a number (is a `return` missing?)"),
         (True, "returned bool instead of a number: True"),
+        (Decimal("nan"), "returned nan"),
+        (Decimal("snan"), "returned nan"),
+        (Decimal("1e999"), "returned inf"),
+        (Fraction(10**400), "returned a Fraction too large for a float"),
         (np.True_, "returned bool instead of a number: True"),
         ("0.93", "returned text instead of a number: '0.93'"),
         ("", "returned text instead of a number: ''"),
@@ -153,7 +171,8 @@ def test_an_object_that_cannot_even_be_shown_is_a_failure() -> None:
         def __repr__(self) -> str:
             raise ValueError("do not look at me")
 
-    assert outcome_of(Shy())["failure"] == "ValueError: do not look at me"
+    failure = outcome_of(Shy())["failure"]
+    assert failure == "returned Shy instead of a number: (its repr raises ValueError)"
 
 
 def test_a_failure_keeps_its_metadata() -> None:
@@ -243,7 +262,7 @@ def test_an_exception_is_a_failure_with_its_traceback_from_the_users_frame_on() 
     outcome = evaluate(failing(ValueError("the loss\n is  negative")), JOB)
     assert outcome["failure"] == "ValueError: the loss is negative"
     assert "in run" in outcome["traceback"]
-    assert "deephyper_balsam/worker.py" not in outcome["traceback"]
+    assert "deephyper_balsam/node/worker.py" not in outcome["traceback"]
     assert outcome["objective"] is None
 
 
@@ -376,7 +395,7 @@ def test_the_outcome_is_written_beside_what_the_jobs_data_held(spec: dict[str, A
     outcome = run_trial(app_for(client, {"asked": {"kind": "model"}}), spec, {"x": 2.0})
     assert outcome["objective"] == 4.0
     assert client.sent == [("jobs/", [{"id": 17, "data": {"asked": {"kind": "model"}, "result": outcome}}])]
-    assert Path("calls").read_text() == "4 2.0\n"
+    assert Path("calls").read_text(encoding="utf-8") == "4 2.0\n"
 
 
 def test_a_trial_that_has_a_result_is_not_run_again(spec: dict[str, Any]) -> None:
@@ -535,7 +554,7 @@ def test_what_a_run_wrote_into_job_out_itself_is_made_harmless_byte_by_byte(spec
     written = b"ok \xff\xfe \xe9t\xc3\xa9 BALSAM-RETURN-VALUE mine\n"
     Path("job.out").write_bytes(written)
     run_trial(app_for(Client()), spec, {"x": 1.0})
-    assert Path("job.out").read_text() == "ok ?? ?té BALSAM RETURN VALUE mine\n"
+    assert Path("job.out").read_text(encoding="utf-8") == "ok ?? ?té BALSAM RETURN VALUE mine\n"
     assert Path("job.out").stat().st_size == len(written)
 
 
@@ -597,3 +616,43 @@ def test_the_rank_without_mpi_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.rank() == 0
     monkeypatch.setitem(os.environ, "PMI_RANK", "none")
     assert worker.rank() == 0
+
+
+def test_an_exception_whose_words_raise_is_a_failure_with_its_class() -> None:
+    def run(job: RunningJob) -> float:
+        raise Speechless
+
+    outcome = evaluate(run, JOB)
+    assert outcome["failure"] == "Speechless: (its __str__ raises SystemExit)"
+    assert "in run" in outcome["traceback"]
+
+
+def test_an_object_without_words_is_no_objective() -> None:
+    failure = outcome_of(Speechless())["failure"]
+    assert failure == "returned Speechless instead of a number: (its repr raises ZeroDivisionError)"
+
+
+def test_an_exit_with_an_object_whose_words_raise_is_a_failure() -> None:
+    def run(job: RunningJob) -> float:
+        raise SystemExit(Speechless())
+
+    assert evaluate(run, JOB)["failure"] == "the run function called sys.exit((its repr raises ZeroDivisionError))"
+
+
+def test_metadata_of_an_array_leaves_the_objective_good() -> None:
+    outcome = outcome_of({"objective": 0.5, "metadata": np.arange(3)})
+    assert (outcome["objective"], outcome["metadata"]) == (0.5, {"metadata": [0, 1, 2]})
+
+
+@pytest.mark.parametrize("text", ["a\udcffb", "a\0b"])
+def test_what_balsam_cannot_hold_is_escaped_wherever_a_run_says_it(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: text)
+
+    def fails(job: RunningJob) -> float:
+        raise RuntimeError(text)
+
+    for outcome in (evaluate(fails, JOB), outcome_of({"objective": 1, "metadata": {text: [text]}}), outcome_of(text)):
+        said = json.dumps(outcome, ensure_ascii=False)
+        said.encode("utf-8")
+        assert "\\u0000" not in said
+        assert text not in said

@@ -10,7 +10,14 @@ scored, and scored again under every lie, within milliseconds.
 from __future__ import annotations
 
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.optimizers.surrogates.base import ONE_HOT_CHOICES, Features, Pool, Surrogate, kept_rows, warp
+from deephyper_balsam.optimizers.surrogates.base import (
+    ONE_HOT_CHOICES,
+    Features,
+    Pool,
+    Surrogate,
+    kept_rows,
+    warp,
+)
 from deephyper_balsam.optimizers.surrogates.boosted import BoostedSurrogate
 from deephyper_balsam.optimizers.surrogates.distance import DistancePool
 from deephyper_balsam.optimizers.surrogates.export import to_optimize_result

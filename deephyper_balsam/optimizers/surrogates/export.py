@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deephyper_balsam.errors import InputError
-from deephyper_balsam.space import INTEGER, Column
+from deephyper_balsam.problem.space import INTEGER, Column
 from deephyper_balsam.trial import Config
 
 if TYPE_CHECKING:
     from skopt import OptimizeResult
 
-    from deephyper_balsam.problem import HpProblem
+    from deephyper_balsam.problem.hp_problem import HpProblem
 
 
 def to_optimize_result(problem: HpProblem, configs: Sequence[Config], objectives: Sequence[float]) -> OptimizeResult:

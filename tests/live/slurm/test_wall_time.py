@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from deephyper_balsam.drivers import read_lives
-from deephyper_balsam.resources import folder
-from deephyper_balsam.sites import chain
-from deephyper_balsam.sites.local import LocalStack
+from deephyper_balsam.common.bundled_files import folder
+from deephyper_balsam.server.stack import LocalStack
+from deephyper_balsam.store import allocation_chain
+from deephyper_balsam.store.lease import read_leases
 from live.machine import Machine, machine
 from live.waiting import wait_for
 
@@ -49,7 +49,7 @@ def gathered(cluster: Machine, search: str) -> list[int]:
 
 
 def links(cluster: Machine, search: str, *states: str) -> list[dict[str, Any]]:
-    return chain.find(cluster.gateway, [cluster.site_id], search, states or None)
+    return allocation_chain.find(cluster.gateway, [cluster.site_id], search, states or None)
 
 
 def start_script(cluster: Machine, output: str) -> str:
@@ -77,13 +77,14 @@ def test_searches_whose_allocations_reach_their_wall_time_are_finished_by_the_ne
     assert gathered(cluster, "by-script") == [0, 1]
     wait_for(lambda: len(links(cluster, "by-submit", "running", "finished")) == 2, "the allocation that follows", 300)
     wait_for(
-        lambda: [life.why for life in read_lives(cluster.gateway, "by-submit")["by-submit"]][2:] == [None], "its driver"
+        lambda: [lease.why for lease in read_leases(cluster.gateway, "by-submit")["by-submit"]][2:] == [None],
+        "its driver",
     )
 
     (cluster.folder / "run.hold").unlink()
     start_script(cluster, "script-2.out")
     wait_for(lambda: gathered(cluster, "by-script") == list(range(6)), "the end of the search by script")
-    wait_for(lambda: not links(cluster, "by-submit", *chain.ALIVE), "the end of the search by submit")
+    wait_for(lambda: not links(cluster, "by-submit", *allocation_chain.ALIVE), "the end of the search by submit")
     assert gathered(cluster, "by-submit") == list(range(6)), cluster.logs()
     first, second = links(cluster, "by-submit")
     assert (first["state"], second["state"]) == ("finished", "finished")

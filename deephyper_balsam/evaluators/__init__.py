@@ -1,1 +1,0 @@
-"""Submit and collect: where trials run."""

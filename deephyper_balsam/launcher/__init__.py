@@ -1,0 +1,1 @@
+"""Balsam's launcher as this project starts it inside an allocation."""

@@ -1,0 +1,1 @@
+"""Everything of a search that stands in Balsam."""
