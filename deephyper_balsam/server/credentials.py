@@ -18,15 +18,15 @@ from deephyper_balsam.server import passwords
 from deephyper_balsam.server.stack_folder import StackFolder
 from deephyper_balsam.server.stack_state import State
 from deephyper_balsam.store import sockets, tls
+from deephyper_balsam.store.client_files import KEY_SUFFIX, turn
 
 TOKEN_LIFE = timedelta(hours=8)
 _TOKEN_RENEW = timedelta(hours=4)  # as the client does by itself
+_TURN_S = 30.0  # how long a client that renews its token is waited for
 _CLIENT_CLASS = "deephyper_balsam.store.client.StackClient"
 _ROTATED = ("signing_key", "challenge_key")
 _KEYS = (*_ROTATED, "database_password")
 _USER = "local"
-KEY_SUFFIX = ".key"
-"""Of the file beside `client.yml` with the account's name and password."""
 
 
 def key_json(username: str, password: str) -> str:
@@ -124,6 +124,10 @@ class Credentials:
         text = key_json(**user)
         if not key.is_file() or key.stat().st_mode & 0o777 != 0o600 or key.read_bytes() != text.encode():
             write_private(key, text)
+        with turn(self._files.client_path, _TURN_S):  # a client that renews its token would write the old address back
+            self._write_settings(url, path, user)
+
+    def _write_settings(self, url: str, path: Path, user: Mapping[str, str]) -> None:
         data = self.client_settings()
         expiry = data.get("token_expiry")
         valid = (

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from deephyper_balsam.common.private import write_private
 from deephyper_balsam.errors import InputError
-from deephyper_balsam.server.credentials import KEY_SUFFIX, client_yaml, key_json
+from deephyper_balsam.server.credentials import client_yaml, key_json
 from deephyper_balsam.store import tls
+from deephyper_balsam.store.client_files import KEY_SUFFIX
 
 ARCHIVE = ".tar"
 _CREDENTIALS = (".yml", ".yaml")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from http import HTTPStatus
 from pathlib import Path
 
 import psutil
@@ -230,8 +231,13 @@ class SiteAgent:
         path = state.socket
         assert path is not None
         token = str(self._credentials.client_settings().get("token"))
-        _, answer = self._credentials.ask(path, "GET", "/sessions/", token=token)
-        for session in (answer or {}).get("results", []):
+        code, answer = self._credentials.ask(path, "GET", "/sessions/", token=token)
+        if code != HTTPStatus.OK:
+            self._files.say(
+                f"Balsam does not say what ran when the stack ended (HTTP {code}): that starts again in five minutes."
+            )
+            return
+        for session in answer["results"]:
             is_agents = session.get("batch_job_id") is None  # and the agent is stopped here
             if session["site_id"] == self._site_id and (is_agents or not kept):
                 self._credentials.ask(path, "DELETE", f"/sessions/{session['id']}", token=token)

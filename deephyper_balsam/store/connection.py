@@ -10,15 +10,11 @@ suffix ``.key``, of mode 0600.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import socket
 import threading
-import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -32,6 +28,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from deephyper_balsam.common.private import UntrustedError, open_at_once, require_own, write_private
 from deephyper_balsam.store import sockets, tls
+from deephyper_balsam.store.client_files import KEY_SUFFIX, turn
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +39,6 @@ _RENEWALS = 3  # of one request
 Timeout = float | tuple[float | None, float | None] | None
 """Seconds, as `requests` takes them: for the connection and for the answer."""
 
-KEY_SUFFIX = ".key"
 _POOL = 10
 _RENEW_BELOW = timedelta(hours=4)
 _OVER = timedelta(seconds=1)
@@ -144,7 +140,7 @@ class StackConnection:
                 return True  # another thread did it
             if self._read(used):
                 return True
-            with _turn(self.file, _patience_s(timeout) if wait else None) as ours:
+            with turn(self.file, _patience_s(timeout) if wait else None) as ours:
                 if not ours:
                     return False
                 return self._read(used) or self._log_in(timeout)
@@ -344,48 +340,10 @@ def _told(path: str, error: OSError) -> str:
     return error.strerror or str(error)
 
 
-@contextlib.contextmanager
-def _turn(file: Path, patience_s: float | None) -> Iterator[bool]:
-    """Let one process at a time log in for the account of a credentials file; yield whether it is our turn.
-
-    Who waits (`patience_s` is not None) has a turn at the end of it, too.
-    """
-    lock = file.with_suffix(".lock")
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError:  # a folder that we may not write: log in without regard to others
-        yield True
-        return
-    if not _lock(descriptor, patience_s or 0.0):
-        os.close(descriptor)
-        yield patience_s is not None  # two logins at once do no harm; a process that was stopped within its turn would
-        return
-    try:
-        yield True
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile holds it too
-        os.close(descriptor)
-
-
 def _patience_s(timeout: Timeout) -> float:
     """Return how long a request may wait for another process to log in."""
     longest = timeout[1] if isinstance(timeout, tuple) else timeout
     return _TURN_S if longest is None else min(longest, _TURN_S)
-
-
-def _lock(descriptor: int, patience_s: float) -> bool:
-    """Try to lock a file for so long; whether it is ours. A file system without locks has none to give."""
-    until = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.05)
-        except OSError:
-            return False
 
 
 def _utc_now() -> datetime:

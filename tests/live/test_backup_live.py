@@ -108,6 +108,11 @@ def trials(stack: LocalStack) -> list[dict[str, Any]]:
     return list(Gateway(stack.client_path).jobs({"search": "line"}))
 
 
+def batch_jobs(stack: LocalStack) -> list[dict[str, Any]]:
+    gateway = Gateway(stack.client_path)
+    return gateway.batch_jobs([gateway.site("local")["id"]])
+
+
 def test_a_backup_made_while_jobs_end_holds_all_that_was_acknowledged_and_a_search_goes_on_from_it(top: Path) -> None:
     stack, other = LocalStack(top / "first"), LocalStack(top / 'the "other" one')
     try:
@@ -123,6 +128,8 @@ def test_a_backup_made_while_jobs_end_holds_all_that_was_acknowledged_and_a_sear
             driver.wait()
         client.allocate()
         wait_for(lambda: client.job(long)["state"] == "RUNNING", "the long job to run")
+        # One that still waits when the backup is made would begin in the other stack, and run the long job there
+        wait_for(lambda: {row["state"] for row in batch_jobs(stack)} == {"running"}, "both allocations to run")
         load = Load(stack)
         wait_for(lambda: len(load.acknowledged) >= 40, "jobs to end")
         began = time.monotonic()

@@ -32,10 +32,18 @@ def note(word, job):
     file = os.open(pathlib.Path(__file__).with_suffix(".notes"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, line)
     os.close(file)
+def take(limit):
+    "Take one of as many places as the file says, whichever trial Balsam starts first; they are more once it is raised"
+    for number in range(int(limit.read_text() or 0)):
+        try:
+            return limit.with_name(f"place.{number}").touch(exist_ok=False) is None
+        except FileExistsError:
+            pass
+    return False
 def run(job):
     note("began", job)
-    limit = pathlib.Path(__file__).with_suffix(".limit")  # trials from this number on wait until it is raised
-    while limit.exists() and job.id >= int(limit.read_text() or 0):
+    limit = pathlib.Path(__file__).with_suffix(".limit")
+    while limit.exists() and not take(limit):
         time.sleep(0.5)
     time.sleep(SECONDS)
     note("ended", job)
