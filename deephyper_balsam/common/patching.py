@@ -79,6 +79,7 @@ PATCHES = (
     Patch("balsam.server.models.crud.jobs.fetch", "server.fast_paths", "makes its SQL anew for each run"),
     Patch("balsam.server.models.crud.jobs.bulk_update", "server.fast_paths", "makes its SQL anew; updates deadlock"),
     Patch("balsam.server.models.crud.jobs.update_query", "server.fast_paths", "a job may name a stranger's BatchJob"),
+    Patch("balsam.server.models.crud.sessions.acquire", "server.fast_paths", "a job may wait while newer ones start"),
     Patch("fastapi.dependencies.utils.run_in_threadpool", "server.fast_paths", "a thread for what waits for nothing"),
     Patch(
         "fastapi.dependencies.utils.contextmanager_in_threadpool",

@@ -26,6 +26,8 @@ from deephyper_balsam.server.stack_folder import MARK_VARIABLE, StackFolder
 from deephyper_balsam.server.stack_state import SOCKET, State
 from deephyper_balsam.store import sockets
 
+_BALSAMS_LOG = "server-balsam.log"
+"""Where Balsam writes an error that ends it."""
 _MARK = "stack"
 _POLL_S = 0.05
 
@@ -109,7 +111,8 @@ class ApiProcess:
                 self.stop(state)
                 raise ServerError(f"Balsam's API did not answer within {self._files.waits.start_s:.0f} s. {tail(log)}")
             time.sleep(_POLL_S)
-        raise ServerError(f"Balsam's API ended with exit code {child.returncode}. {tail(log)}")
+        said = log if log.stat().st_size else self._files.logs / _BALSAMS_LOG
+        raise ServerError(f"Balsam's API ended with exit code {child.returncode}. {tail(said)}")
 
     def listen_at(self, state: State, where: str | None, port: int | None) -> None:
         """Take note of where other hosts shall reach it; when that is new, it is stopped, to start there.

@@ -481,3 +481,30 @@ def test_what_belongs_to_a_job_is_found_by_its_id_when_the_job_is_deleted(both: 
     for table in ("log_events", "transfer_items"):
         indexes = both[0].sql("SELECT indexdef FROM pg_indexes WHERE tablename = %s", table)
         assert any("(job_id)" in definition for (definition,) in indexes)
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [{}, {"max_aggregate_nodes": 1.0}], ids=["serial", "mpi"])
+def test_jobs_that_are_alike_start_in_the_order_in_which_they_were_made(
+    both: tuple[Api, Api], shape: dict[str, float]
+) -> None:
+    ours = both[0]
+    world = World(both, 0)
+    app, tags = world.apps[0], {"line": "one"}
+    made = world.made("jobs/", [{"app_id": app, "workdir": f"line {n}", "tags": tags} for n in range(9)])
+    ids = [row["id"] for row in made]
+    ready = [{"id": id_, "state": "PREPROCESSED", "state_data": {}} for id_ in ids]
+    assert ours.ask("PATCH", "jobs/", ready) == (200, 9)
+    for id_ in ids[:3]:  # what is changed moves to another place in the table
+        assert ours.ask("PATCH", "jobs/", [{"id": id_, "data": {"changed": True}}]) == (200, 1)
+    session = ours.made("sessions/", {"site_id": world.sites[0]})["id"]
+    spec = {"max_num_jobs": 1, "states": ["PREPROCESSED"], "filter_tags": tags, **shape}
+    try:
+        started = [ours.made(f"sessions/{session}", spec)[0]["id"] for _ in ids]
+        assert started == ids
+    finally:
+        assert ours.ask("DELETE", f"sessions/{session}")[0] == 204
+        for api in both:
+            api.sql('DELETE FROM jobs WHERE tags @> \'{"line": "one"}\'')
