@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -101,6 +101,10 @@ class Result:
         The node that ran it.
     metadata
         What the run function returned beside the objective; JSON values.
+    curve
+        What the run recorded on its way: pairs of a budget and an objective, by budget.
+    stopped
+        Whether it was told to stop before its end: the objective is then that of the last budget in `curve`.
     """
 
     number: int | None
@@ -112,6 +116,8 @@ class Result:
     ended_at: float | None = None
     host: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[tuple[float, float]] = ()
+    stopped: bool = False
 
     def __post_init__(self) -> None:
         if (self.objective is None) == (self.failure is None):

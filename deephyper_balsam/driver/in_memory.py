@@ -14,7 +14,7 @@ from deephyper_balsam.driver.session import DEFAULT_LIMITS, FailureLimits, Line,
 from deephyper_balsam.errors import SearchExistsError, SettingsError
 from deephyper_balsam.store.driver_requests import DriverRequest
 from deephyper_balsam.store.trial_data import Outcome
-from deephyper_balsam.store.trial_rows import add_metadata, read_result
+from deephyper_balsam.store.trial_rows import add_curve, add_metadata, read_result
 from deephyper_balsam.trial import Result, Trial, TrialState
 
 
@@ -209,6 +209,7 @@ class InMemorySession:
         line["m:node"], line["m:failure"] = result.host, result.failure
         if retried_after:
             line["m:retried_after"] = retried_after
+        add_curve(line, result.curve, stopped=result.stopped)
         add_metadata(line, result.metadata)
         self._table.put(line)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deephyper_balsam.common.objective import command_minimises
-from deephyper_balsam.node.worker import RunningJob, evaluate_apart, print_anything
+from deephyper_balsam.node.worker import evaluate_apart, job_here, print_anything
 
 _PR_SET_PDEATHSIG = 1
 
@@ -50,7 +50,7 @@ def evaluate_one(task: dict[str, Any]) -> dict[str, Any]:
     os.chdir(folder)
     minimize = bool(task["minimize"]) or command_minimises(spec)
     with (folder / "job.out").open("ab") as file, _printing_to(file):
-        job = RunningJob(task["number"], task["config"])
+        job = job_here(task["number"], task["config"], folder, minimize=minimize)
         return evaluate_apart(spec, job, task["limit_s"], minimize=minimize)[0]
 
 

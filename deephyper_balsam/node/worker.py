@@ -27,6 +27,7 @@ from deephyper_balsam.common.objective import command_minimises, objective_of, r
 from deephyper_balsam.common.wording import storable
 from deephyper_balsam.errors import TargetError
 from deephyper_balsam.node import failure_policy
+from deephyper_balsam.node.recording import Curve, FileRecorder, Recorder, RecordFile
 from deephyper_balsam.node.shell_command import ProcessKilled, run_command
 from deephyper_balsam.node.supervise import RunEnd, clean_file, readable_end, supervise
 from deephyper_balsam.node.targets import code_version, load_object, own_traceback, reason, shorten
@@ -51,11 +52,75 @@ class RunningJob(Mapping[str, Any]):
 
     ``job["learning_rate"]``, ``job.get("dropout", 0.0)``, ``dict(job)``; `parameters` is the configuration as a dict,
     `id` the trial's number.
+
+    Parameters
+    ----------
+    number
+        The trial's number.
+    parameters
+        The configuration.
+    recorder
+        Takes what the run records; by default it is kept in memory.
+    folder
+        The trial's folder; by default the current one.
+    restarts
+        How often the run was begun before.
+
+    Attributes
+    ----------
+    folder
+        The trial's own folder, the same after every cut and retry at a site: the place for checkpoints.
+    restarts
+        How often the run was begun before in that folder: 0 the first time.
     """
 
-    def __init__(self, number: int, parameters: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        number: int,
+        parameters: Mapping[str, Any],
+        recorder: Recorder | None = None,
+        folder: Path | None = None,
+        restarts: int = 0,
+    ) -> None:
         self.id = number
         self.parameters: dict[str, Any] = dict(parameters)
+        self.folder = Path.cwd() if folder is None else folder
+        self.restarts = restarts
+        self.recorder = Recorder() if recorder is None else recorder
+        self.was_stopped = False
+
+    def record(self, budget: float, objective: float) -> None:
+        """Say which objective the run has reached with what it has spent so far.
+
+        Parameters
+        ----------
+        budget
+            What it has spent since its very beginning, such as the number of epochs: a number of more than 0.
+        objective
+            What it would return if it ended now.
+
+        Raises
+        ------
+        ValueError
+            When one of them is no finite number.
+        """
+        self.recorder.record(budget, objective)
+
+    def stopped(self) -> bool:
+        """Return whether the run shall end now, for it has no prospect: it returns `objective`, or nothing."""
+        self.was_stopped = self.was_stopped or self.recorder.stopped()
+        return self.was_stopped
+
+    @property
+    def objective(self) -> float | None:
+        """The objective that was recorded last, by this start of the run or an earlier one; None: none was."""
+        last = self.last_record
+        return None if last is None else last[1]
+
+    @property
+    def last_record(self) -> tuple[float, float] | None:
+        """The budget and the objective that were recorded last, by this start of the run or an earlier one."""
+        return self.recorder.last
 
     def __getitem__(self, name: str) -> Any:
         return self.parameters[name]
@@ -106,12 +171,14 @@ def evaluate(
     dict
         ``objective`` (float or None), ``failure`` (None or one line), ``traceback``, ``metadata``, ``start`` and
         ``end`` (seconds since the epoch on this node), ``host``; ``fault`` where it is not the configuration's (see
-        `node.failure_policy`). Only KeyboardInterrupt goes through.
+        `node.failure_policy`); ``curve`` (pairs of a budget and an objective) where the run recorded something, and
+        ``stopped`` where it was told to stop. Only KeyboardInterrupt goes through.
     """
     started_at = clock()
     outcome: Outcome = {"objective": None, "failure": None, "metadata": {}}
     try:
-        outcome.update(interpret(run(job)))
+        returned = run(job)
+        outcome.update(interpret(job.objective if returned is None and job.was_stopped else returned))
     except KeyboardInterrupt:
         raise
     except TrialTimeout as error:
@@ -125,8 +192,16 @@ def evaluate(
             traceback.clear_frames(error.__traceback__)
         outcome.update(failure=reason(error), traceback=own_traceback(error))
     if outcome["objective"] is not None:
-        outcome["objective"] = turned(outcome["objective"], minimize)  # the one place where the sign is turned
+        outcome["objective"] = turned(outcome["objective"], minimize)  # with `Recorder.record` all that turns the sign
+    outcome.update(_recorded(job.recorder.curve, stopped=job.was_stopped))
     return {**outcome, "start": started_at, "end": clock(), "host": _host()}
+
+
+def _recorded(curve: Curve, *, stopped: bool = False) -> Outcome:
+    """Return what an outcome says of the way to it; nothing for a run that recorded nothing."""
+    if not curve.points:
+        return {}
+    return {"curve": [list(point) for point in curve.points], **({"stopped": True} if stopped else {})}
 
 
 def interpret(returned: Any) -> Outcome:
@@ -285,7 +360,10 @@ def evaluate_apart(
         return outcome
 
     ending = supervise(work, limit_s)
-    return ending.said or {**_last_words(ending, limit_s), **ends(started_at)}, ending.said is not None
+    if ending.said is not None:
+        return ending.said, True
+    recorded = _recorded(RecordFile(job.folder).read())  # what the child knew is gone with it
+    return {**_last_words(ending, limit_s), **recorded, **ends(started_at)}, False
 
 
 def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) -> Outcome:
@@ -307,9 +385,9 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         return {**_failure(f"not evaluated: {data['set_aside'].get('why')}"), "metadata": {}}
     print_anything()
     workdir = Path.cwd()
-    job = RunningJob(int(app.job.tags.get("trial", -1)), parameters)
     version = code_version(spec)
     minimize = bool(data.get("minimize")) or command_minimises(spec)
+    job = job_here(int(app.job.tags.get("trial", -1)), parameters, workdir, minimize=minimize)
     outcome, said = evaluate_apart(spec, job, data.get("eval_timeout_s") or None, minimize=minimize)
     clean_file(workdir / "job.out")
     printed = readable_end(workdir / "job.out", _KEPT_OF_A_FAILURE if outcome["objective"] is None else _KEPT_OF_OUTPUT)
@@ -325,6 +403,24 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
     if not alone and rank() != 0:  # Balsam prints what is returned, and its agent takes what comes first
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return outcome
+
+
+def job_here(number: int, parameters: Mapping[str, Any], folder: Path, *, minimize: bool = False) -> RunningJob:
+    """Return what a run function gets whose trial has a folder, in which an earlier start may have left records.
+
+    Parameters
+    ----------
+    number, parameters
+        Of the trial.
+    folder
+        The trial's folder.
+    minimize
+        Whether the run function returns, and records, a loss.
+    """
+    file, of_rank = RecordFile(folder), rank()
+    restarts = file.begin(of_rank)
+    recorder = FileRecorder(file, keeps=of_rank == 0, minimize=minimize)
+    return RunningJob(number, parameters, recorder, folder, restarts)
 
 
 def print_anything() -> None:

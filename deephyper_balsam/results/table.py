@@ -21,7 +21,7 @@ from deephyper_balsam.store import trial_data
 from deephyper_balsam.store.gateway import Gateway, Row
 from deephyper_balsam.store.record import SearchRecord
 from deephyper_balsam.store.snapshots import many_made, read_rows
-from deephyper_balsam.store.trial_rows import table_row, trial_number
+from deephyper_balsam.store.trial_rows import CURVE, table_row, trial_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,8 @@ def lines_of(gateway: Gateway, record: SearchRecord, rows: Iterable[Row]) -> lis
 def columns(lines: Iterable[Mapping[str, Any]], hyperparameters: Iterable[str] = ()) -> list[str]:
     """Return the columns of the table: `p:` in the order of the problem, the fixed ones, then what metadata brought.
 
-    A loss stands beside the objective.
+    A loss stands beside the objective. The curves of runs that record are a column of a DataFrame, of Parquet and of
+    JSON; a cell of a CSV file would be too large for them.
     """
     names: dict[str, None] = dict.fromkeys(f"p:{name}" for name in hyperparameters)
     extra: dict[str, None] = {}
@@ -82,6 +83,11 @@ def columns(lines: Iterable[Mapping[str, Any]], hyperparameters: Iterable[str] =
     objective, *others = _FIXED
     loss = [LOSS] if extra.pop(LOSS, LOSS) is None else []
     return [*names, objective, *loss, *others, *extra]
+
+
+def csv_columns(lines: Iterable[Mapping[str, Any]], hyperparameters: Iterable[str] = ()) -> list[str]:
+    """Return the columns of the table in a CSV file: all of `columns` but the curves."""
+    return [name for name in columns(lines, hyperparameters) if name != CURVE]
 
 
 def table(lines: list[Line], hyperparameters: Iterable[str] = ()) -> pd.DataFrame:
@@ -150,7 +156,7 @@ class ResultsFile:
 
     def __init__(self, path: Path, hyperparameters: Iterable[str] = ()) -> None:
         self._path, self._hyperparameters = path, list(hyperparameters)
-        self._columns: list[str] = columns((), self._hyperparameters)
+        self._columns: list[str] = csv_columns((), self._hyperparameters)
         self._texts: dict[int, str] = {}
 
     def write(self, changed: Iterable[Line], every: Callable[[], Iterable[Line]]) -> None:
@@ -164,10 +170,10 @@ class ResultsFile:
             Gives all lines; asked only when there are new columns.
         """
         changed = list(changed)
-        new = [name for name in columns(changed) if name not in self._columns]
+        new = [name for name in csv_columns(changed) if name not in self._columns]
         if new:
             changed = list(every())
-            self._columns = columns(changed, self._hyperparameters)
+            self._columns = csv_columns(changed, self._hyperparameters)
         for line in changed:
             self._texts[line["job_id"]] = _csv_line(_cells(line, self._columns))
         texts = (self._texts[number] for number in sorted(self._texts))
@@ -177,7 +183,7 @@ class ResultsFile:
 def csv_text(lines: Iterable[Line], hyperparameters: Iterable[str] = ()) -> str:
     """Return the table as CSV, as `results.csv` has it."""
     lines = list(lines)
-    names = columns(lines, hyperparameters)
+    names = csv_columns(lines, hyperparameters)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -189,6 +195,7 @@ def frame_csv(frame: pd.DataFrame) -> str:
     """Return a table that is a DataFrame as CSV, with the same cells as `csv_text`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    frame = frame.drop(columns=CURVE, errors="ignore")
     writer.writerow(frame.columns)
     filled: list[list[Any]] = []
     for name in frame.columns:

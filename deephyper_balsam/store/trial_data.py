@@ -34,6 +34,8 @@ class Outcome(TypedDict, total=False):
 
     `objective` is to be maximised; None: the trial failed, for the reason `failure`. `fault` says whose fault it is
     (`Fault`), `code` with which version of the run function it was evaluated, `output` the end of what it printed.
+    `curve` is what the run recorded, as pairs of a budget and an objective to be maximised; `stopped`: it was told to
+    stop before its end.
     """
 
     objective: float | None
@@ -46,6 +48,8 @@ class Outcome(TypedDict, total=False):
     code: str
     output: str
     metadata: dict[str, Any]
+    curve: list[list[float]]
+    stopped: bool
 
 
 class Gathered(TypedDict, total=False):

@@ -24,6 +24,8 @@ from deephyper_balsam.store.gateway import WAITING_STATES, Gateway, Row
 from deephyper_balsam.store.trial_data import EarlierTry, Outcome
 from deephyper_balsam.trial import Config, Origin, Resources, Result, Trial, TrialState
 
+CURVE = "m:curve"
+"""The column with what a run recorded: a list of pairs of a budget and an objective."""
 NEVER_STARTED = "withdrawn before it ran"
 RESULT_IS_IN = "its result is in"
 
@@ -223,6 +225,8 @@ def read_result(number: int, outcome: Outcome) -> Result:
         ended_at=outcome.get("end"),
         host=outcome.get("host"),
         metadata=outcome.get("metadata") or {},
+        curve=[(budget, objective) for budget, objective in outcome.get("curve", ())],
+        stopped=outcome.get("stopped", False),
     )
 
 
@@ -258,8 +262,15 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
         line["m:code"] = outcome["code"]
     if gathered.get("cuts"):
         line["m:cut_by_allocations"] = gathered["cuts"]
+    add_curve(line, outcome.get("curve"), stopped=outcome.get("stopped", False))
     add_metadata(line, outcome.get("metadata") or {})
     return line
+
+
+def add_curve(line: dict[str, Any], curve: Sequence[Sequence[float]] | None, *, stopped: bool) -> None:
+    """Put what a run recorded into a line of the table: the budget that it used, whether it was stopped, its curve."""
+    if curve:
+        line.update({"m:budget": curve[-1][0], "m:stopped": stopped, CURVE: [list(point) for point in curve]})
 
 
 def add_metadata(line: dict[str, Any], metadata: Mapping[str, Any]) -> None:
