@@ -117,6 +117,11 @@ _NOT_NEGATIVE = Finite(min=0)
     help="A trial fails when the end of so many allocations has cut a run of it that had the whole of each; 0: never. "
     "[default: 3]",
 )
+@click.option(
+    "--stopper",
+    help="End runs early that record their objective as they go and have no prospect: sha:max=27,min=1,factor=3, "
+    "median, epoch:K (all after K), none. [default: none]",
+)
 @click.option("--log-dir", type=click.Path(path_type=Path), help="Where the search's folder NAME is made. [default: .]")
 @click.option(
     "--warm-start",

@@ -131,7 +131,7 @@ def build_search(name: str, settings: dict[str, Any]) -> Search[BalsamEvaluator]
         seed=settings.get("seed"),
         log_dir=settings.get("log_dir", "."),
         asked_for=absolute({"log_dir": ".", **plain_settings(settings)}),
-        **{key: settings[key] for key in ("max_failures", "max_cuts") if key in settings},
+        **{key: settings[key] for key in ("max_failures", "max_cuts", "stopper") if key in settings},
         **of_method(settings),
     )
 

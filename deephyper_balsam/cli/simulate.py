@@ -20,7 +20,8 @@ from deephyper_balsam.common.wording import counted
 from deephyper_balsam.errors import InputError
 
 if TYPE_CHECKING:
-    from deephyper_balsam.node.worker import RunFunction, RunningJob
+    from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.worker import RunFunction
 
 
 @click.command()

@@ -19,6 +19,14 @@ def steady() -> float:
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
+_EPOCH = time.time() - time.monotonic()
+
+
+def moment() -> float:
+    """Return the time (epoch) by a clock that goes only forward: one that is set during a run changes no duration."""
+    return _EPOCH + time.monotonic()
+
+
 class Moments:
     """Seconds since the epoch by the server's clock as it was first seen, and from then on only forward.
 

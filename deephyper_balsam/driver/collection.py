@@ -50,6 +50,7 @@ class Collection:
         search.next_place += len(taken)
         for row in changed:
             search.note(row)
+        search.standing.publish()
         search.changes.forget_old()
         for site in search.sites:
             if search.table.count(TrialState.RUNNING, site=site.name):

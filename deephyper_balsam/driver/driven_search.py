@@ -14,7 +14,9 @@ from deephyper_balsam.driver.live_table import LiveTable
 from deephyper_balsam.driver.placement import Placement
 from deephyper_balsam.driver.reconcile import Reconciler
 from deephyper_balsam.driver.session import Advice
+from deephyper_balsam.driver.standing import StandingNote
 from deephyper_balsam.driver.trial_jobs import TrialJobs
+from deephyper_balsam.node.stoppers import parse_stopper
 from deephyper_balsam.store import trial_rows
 from deephyper_balsam.store.change_poller import ChangePoller
 from deephyper_balsam.store.gateway import Gateway, Row
@@ -36,7 +38,7 @@ class DrivenSearch:
         When the search began (epoch): the zero of the times in its table.
     minimize
         Whether its run function returns a loss.
-    sites, jobs, changes, reconciler, snapshots, health, versions
+    sites, jobs, changes, reconciler, snapshots, health, standing, versions
         The parts that each mind one thing of it.
     table
         A line a trial.
@@ -65,6 +67,7 @@ class DrivenSearch:
     reconciler: Reconciler
     snapshots: SnapshotWriter
     health: Health
+    standing: StandingNote
     on_change: Callable[[Row, str], None]
     versions: Versions = field(default_factory=Versions)
     unended: dict[int, Trial] = field(default_factory=dict)
@@ -87,6 +90,7 @@ class DrivenSearch:
         timing: Timing,
     ) -> DrivenSearch:
         """Return the search of a record, as a driver that knows nothing of its trials yet holds it."""
+        stopper = parse_stopper(record.settings.get("stopper", "none"))
         return cls(
             gateway=gateway,
             name=record.name,
@@ -101,6 +105,7 @@ class DrivenSearch:
             reconciler=Reconciler(gateway, record.name, timing=timing),
             snapshots=snapshots,
             health=health,
+            standing=StandingNote(gateway, record.name, snapshots.site_id, stopper, clock),
             on_change=on_change,
         )
 
@@ -109,6 +114,7 @@ class DrivenSearch:
         self.table.put(self.line(row))
         self.on_change(row, self.table[trial_rows.trial_number(row)]["m:site"])
         self.jobs.note(row)
+        self.standing.take_in(row)
         self.changes.note(row)
 
     def line(self, row: Row) -> dict[str, Any]:

@@ -17,12 +17,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deephyper_balsam.common.clock import steady
+from deephyper_balsam.common.clock import moment, steady
+from deephyper_balsam.common.private import write_private
 from deephyper_balsam.driver.in_memory import InMemorySession, result_of
 from deephyper_balsam.driver.session import Advice, SearchHistory
+from deephyper_balsam.driver.standing import RungValues
 from deephyper_balsam.errors import InputError, SearchExistsError
 from deephyper_balsam.node import failure_policy
-from deephyper_balsam.node.worker import Outcome, ends, moment
+from deephyper_balsam.node.pool_worker import STANDING_FILE, read_rungs
+from deephyper_balsam.node.stoppers import NEVER, parse_stopper
+from deephyper_balsam.node.worker import Outcome, ends
 from deephyper_balsam.store.applications import resolve_run
 from deephyper_balsam.store.trial_rows import NEVER_STARTED
 from deephyper_balsam.trial import Result, Trial
@@ -71,6 +75,7 @@ class InProcessEvaluator(InMemorySession):
         self._idle: list[_Worker] = []
         self._busy: dict[int, _Worker] = {}  # by the number of the trial
         self._tries: dict[int, list[str]] = {}  # trial number -> why its earlier runs ended by the machine's fault
+        self._rungs = RungValues(NEVER)
 
     def now(self) -> float:
         """Return seconds of a clock that only goes forward."""
@@ -105,6 +110,9 @@ class InProcessEvaluator(InMemorySession):
         history = super().open(name, settings, **options)
         if folder is not None:
             self._folder = Path(folder).resolve()
+        stopper = parse_stopper(history.settings.get("stopper", "none"))
+        if self._rungs.stopper != stopper or not history.results:
+            self._rungs = RungValues(stopper)
         return history
 
     def close(self, why: str = "it was closed", *, leave_running: bool = False) -> None:
@@ -144,8 +152,25 @@ class InProcessEvaluator(InMemorySession):
                 continue
             results.append(result_of(number, outcome))
             self._put_result(results[-1], "; ".join(tries))
+            self._take_in_rungs(results[-1])
+        self._publish()
         self._start()
         return results
+
+    def _take_in_rungs(self, result: Result) -> None:
+        if self._rungs.stopper.compares and result.number is not None and result.curve:
+            own_end = result.objective is not None and not result.stopped
+            self._rungs.take_in(result.number, result.curve, (), result.curve[-1][0] if own_end else None)
+
+    def _publish(self) -> None:
+        """Tell the runs how they stand at their rungs, once there is something new."""
+        if not self._rungs.stopper.compares:
+            return
+        for number in self._busy:
+            self._rungs.take_in(number, (), read_rungs(self._folder / str(number)))
+        if self._rungs.is_new:
+            write_private(self._folder / STANDING_FILE, json.dumps(self._rungs.standing))
+            self._rungs.is_new = False
 
     def cancel(self) -> list[int]:
         """Withdraw what waits; what runs goes on."""
@@ -176,6 +201,9 @@ class InProcessEvaluator(InMemorySession):
                     "folder": str(folder),
                     "limit_s": self._eval_timeout_s,
                     "minimize": self._minimize,
+                    "trial": f"{number} of {self._zero}",
+                    "stopper": self._rungs.stopper.to_dict(),
+                    "standing": str(self._folder / STANDING_FILE),
                 }
             )
             self._busy[number] = worker

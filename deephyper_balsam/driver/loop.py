@@ -28,6 +28,7 @@ from deephyper_balsam.errors import (
     UnreachableError,
 )
 from deephyper_balsam.node.failure_policy import BrokenApplication
+from deephyper_balsam.node.stoppers import NEVER, Stopper
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.optimizers.base import Optimizer
 from deephyper_balsam.problem.hp_problem import HpProblem
@@ -54,6 +55,8 @@ class SearchPlan:
         Seconds between two looks.
     limits
         When failures are taken for more than the fault of their configurations.
+    stopper
+        Says which runs end early.
     asked_for
         In what words it was asked for.
     """
@@ -66,6 +69,7 @@ class SearchPlan:
     warm_start: Sequence[Any] = ()
     poll_s: float = 0.5
     limits: FailureLimits = DEFAULT_LIMITS
+    stopper: Stopper = NEVER
     asked_for: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,6 +81,7 @@ class SearchPlan:
             "options": dict(self.options),
             "seed": self.seed,
             **({"warm_start": list(self.warm_start)} if self.warm_start else {}),
+            **({"stopper": self.stopper.to_text()} if self.stopper != NEVER else {}),
         }
 
     def minimises(self, session: SearchSession) -> bool:

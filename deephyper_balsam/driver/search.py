@@ -15,6 +15,7 @@ from deephyper_balsam.driver.search_log import log_to
 from deephyper_balsam.driver.session import FailureLimits, SearchSession
 from deephyper_balsam.errors import SettingsError
 from deephyper_balsam.node.failure_policy import DEFAULT_MAX_CUTS, DEFAULT_MAX_FAILURES
+from deephyper_balsam.node.stoppers import NEVER, parse_stopper
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.results import table as results
@@ -55,6 +56,9 @@ class Search(Generic[Session]):
     max_cuts
         After so many cuts by the end of allocations that a run had from their beginning, its trial fails: it is longer
         than they are; 0: it is run again and again.
+    stopper
+        Says which runs that record their objective as they go end early: ``"sha:max=27,min=1,factor=3"``, ``"median"``,
+        ``"epoch:3"`` or ``"none"`` (see `node.stoppers.parse_stopper`).
     asked_for
         What `search.yaml` says, when it is more than method, seed and options: the settings of the command line.
     warm_start
@@ -83,6 +87,7 @@ class Search(Generic[Session]):
         poll_s: float = 0.5,
         max_failures: int = DEFAULT_MAX_FAILURES,
         max_cuts: int = DEFAULT_MAX_CUTS,
+        stopper: str = "none",
         asked_for: dict[str, Any] | None = None,
         warm_start: Sequence[Result] = (),
         **options: Any,
@@ -90,7 +95,9 @@ class Search(Generic[Session]):
         problem.check()
         warm = [[problem.check_configuration(one.config or {}), plain(one.objective)] for one in warm_start]
         seed, options, max_failures, max_cuts = plain(seed), plain(options), plain(max_failures), plain(max_cuts)
+        stops = parse_stopper(stopper)
         own = {"method": method, "seed": seed, **options, "max_failures": max_failures, "max_cuts": max_cuts}
+        own.update({"stopper": stops.to_text()} if stops != NEVER else {})
         self.evaluator = evaluator
         self.folder = Path(log_dir) / name
         self._plan = SearchPlan(
@@ -102,6 +109,7 @@ class Search(Generic[Session]):
             warm,
             poll_s,
             FailureLimits(max_failures, max_cuts),
+            stops,
             plain(asked_for or own),
         )
         self._signals = StopSignals()
@@ -159,6 +167,7 @@ class Search(Generic[Session]):
             asked_for=settings["asked_for"],
             max_failures=settings["asked_for"].get("max_failures", DEFAULT_MAX_FAILURES),
             max_cuts=settings["asked_for"].get("max_cuts", DEFAULT_MAX_CUTS),
+            stopper=settings.get("stopper", "none"),
             **settings["options"],
         )
 

@@ -15,7 +15,8 @@ import numpy as np
 from deephyper_balsam.driver.in_memory import InMemorySession, result_of
 from deephyper_balsam.driver.session import Advice, SearchHistory
 from deephyper_balsam.errors import SettingsError
-from deephyper_balsam.node.worker import RunFunction, RunningJob, evaluate
+from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.worker import RunFunction, evaluate
 from deephyper_balsam.store.trial_rows import NEVER_STARTED
 from deephyper_balsam.trial import Result, Trial
 

@@ -93,6 +93,9 @@ class Submission:
         placed[site.name] += 1
         if search.minimize:
             data["minimize"] = True
+        stopping = search.standing.of_a_job
+        if stopping is not None:
+            data["stopper"] = stopping
         if self._needs.fixed is None and needs.wall_time_min:
             data["own_minutes"] = True
         else:

@@ -11,14 +11,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from deephyper_balsam.common.objective import command_minimises
+from deephyper_balsam.node.rungs import RungKeeper
+from deephyper_balsam.node.stoppers import Stopper
 from deephyper_balsam.node.worker import evaluate_apart, job_here, print_anything
 
+STANDING_FILE, RUNGS_FILE = "standing.json", "rungs.json"
+"""In the search's folder, written by the driver; in a trial's, written here."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,15 +47,51 @@ def evaluate_one(task: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     task
-        ``spec`` (as of `store.applications`), ``number``, ``config``, ``folder``, ``limit_s``, ``minimize``.
+        ``spec`` (as of `store.applications`), ``number``, ``config``, ``folder``, ``limit_s``, ``minimize``,
+        ``trial`` (as of `job_here`), ``stopper`` (`Stopper.to_dict`), and ``standing``, the file with the standing at
+        its rungs.
     """
     spec, folder = task["spec"], Path(task["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     minimize = bool(task["minimize"]) or command_minimises(spec)
     with (folder / "job.out").open("ab") as file, _printing_to(file):
-        job = job_here(task["number"], task["config"], folder, minimize=minimize)
-        return evaluate_apart(spec, job, task["limit_s"], minimize=minimize)[0]
+        stopper = Stopper.from_dict(task["stopper"])
+        keeper = _keeper(stopper, folder, Path(task["standing"])) if stopper.compares else None
+        line = None if keeper is None else keeper.line
+        job = job_here(
+            task["number"],
+            task["config"],
+            folder,
+            trial=task["trial"],
+            stopper=stopper,
+            line=line,
+            minimize=minimize,
+        )
+        beside = None if keeper is None else keeper.answering
+        return evaluate_apart(spec, job, task["limit_s"], minimize=minimize, beside=beside)[0]
+
+
+def _keeper(stopper: Stopper, folder: Path, standing: Path) -> RungKeeper:
+    """Return what decides at the rungs of a trial from a file, and leaves the decisions in the trial's folder."""
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        known = json.loads(standing.read_text(encoding="utf-8")) if standing.exists() else {"rungs": {}}
+        return {"rungs": read_rungs(folder)}, known
+
+    def write(data: Mapping[str, Any]) -> None:
+        partial = folder / f".{RUNGS_FILE}"
+        partial.write_text(json.dumps(data["rungs"]), encoding="utf-8")
+        partial.replace(folder / RUNGS_FILE)
+
+    return RungKeeper(stopper, read, write)
+
+
+def read_rungs(folder: Path) -> list[dict[str, Any]]:
+    """Return what was decided at the rungs of the trial whose folder this is (`Decision.to_dict`)."""
+    file = folder / RUNGS_FILE
+    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return found
 
 
 @contextmanager

@@ -17,10 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+from deephyper_balsam.common.clock import moment
 from deephyper_balsam.errors import TargetError
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import nothing_left_behind
 from deephyper_balsam.node.targets import own_traceback, reason, split_target
-from deephyper_balsam.node.worker import RunningJob, evaluate, make_run_function, moment, print_anything
+from deephyper_balsam.node.worker import evaluate, make_run_function, print_anything
 
 _ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 _NO_FILES = ("/dev/", "/proc/", "/sys/")

@@ -109,6 +109,11 @@ class Recorder:
         """
         self.curve.add(budget, objective)
 
+    @property
+    def restarts(self) -> int:
+        """How often the run was begun before, where it records."""
+        return 0
+
     def stopped(self) -> bool:
         """Return whether the run shall end now: with what it recorded last it has no prospect."""
         return False
@@ -123,17 +128,23 @@ class Recorder:
 class RecordFile:
     """The records of a run in a file in the trial's folder, a line each, which outlives the run's process.
 
+    Lines of a trial follow one that names it. An earlier search of the same name may have had the folder, and left a
+    file there: its lines stay, and count for nothing.
+
     Parameters
     ----------
     folder
         The trial's folder.
+    trial
+        What tells this trial from any other that had the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trial: str = "") -> None:
         self.path = folder / RECORD_FILE
+        self._mark = {"trial": trial}
 
     def begin(self, rank: int = 0) -> int:
-        """Note that a process of the run begins; return how often one of its rank did so before, in this folder.
+        """Note that a process of the run begins; return how often one of its rank did so before.
 
         Parameters
         ----------
@@ -141,7 +152,7 @@ class RecordFile:
             Of the process.
         """
         before = sum(1 for line in self._lines() if line == {"began": rank})
-        self._append({"began": rank})
+        self._append(self._mark, {"began": rank})
         return before
 
     def read(self) -> Curve:
@@ -154,6 +165,33 @@ class RecordFile:
                     curve.add(_budget(budget), _objective(objective))
         return curve
 
+    def append_decision(self, start: int, rung: float, *, stop: bool) -> None:
+        """Add what the first rank decided at a rung, for the others.
+
+        Parameters
+        ----------
+        start
+            Which start of the run it is, from 0.
+        rung
+            Where.
+        stop
+            Whether the run ends there.
+        """
+        self._append({"start": start, "rung": rung, "stop": stop})
+
+    def decision(self, start: int, rung: float) -> bool | None:
+        """Return what the first rank decided at a rung; None: nothing yet.
+
+        Parameters
+        ----------
+        start, rung
+            As of `append_decision`.
+        """
+        for line in self._lines():
+            if isinstance(line, dict) and (line.get("start"), line.get("rung")) == (start, rung):
+                return bool(line["stop"])
+        return None
+
     def append(self, budget: float, objective: float) -> None:
         """Add a point; a full disk costs the point, never the run.
 
@@ -165,18 +203,24 @@ class RecordFile:
         self._append([budget, objective])
 
     def _lines(self) -> Iterator[Any]:
-        """Return what stands in it; a line that was cut while it was written is left out."""
+        """Return what stands in it of this trial; a line that was cut while it was written is left out."""
+        ours = False
         with contextlib.suppress(OSError), open(self.path, encoding="utf-8", errors="replace") as file:
-            for line in file:
+            for text in file:
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    line = json.loads(text)
+                    if isinstance(line, dict) and "trial" in line:
+                        ours = line == self._mark
+                    elif ours:
+                        yield line
 
-    def _append(self, line: Any) -> None:
+    def _append(self, *lines: Any) -> None:
+        # A line that was cut before these, when the disk was full, ends here
+        text = b"".join(b"\n" + json.dumps(line).encode() for line in lines) + b"\n"
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
-                # A line that was cut before this one, when the disk was full, ends here
-                os.write(descriptor, b"\n" + json.dumps(line).encode() + b"\n")
+                os.write(descriptor, text)
             finally:
                 os.close(descriptor)
 
@@ -184,25 +228,39 @@ class RecordFile:
 class FileRecorder(Recorder):
     """A recorder that also keeps each point in the trial's folder.
 
+    The file is made when it is first needed: a run that records nothing leaves none.
+
     Parameters
     ----------
     file
         Where; what it holds already is the curve so far.
-    keeps
-        Whether this process writes: of the ranks of a run the first alone does.
+    rank
+        Of this process; of a run's ranks the first alone writes points.
     minimize
         As of `Recorder`.
     """
 
-    def __init__(self, file: RecordFile, *, keeps: bool = True, minimize: bool = False) -> None:
+    def __init__(self, file: RecordFile, *, rank: int = 0, minimize: bool = False) -> None:
         super().__init__(file.read().points, minimize=minimize)
-        self._file, self._keeps = file, keeps
+        self._file, self._rank = file, rank
+        self._restarts: int | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often the run was begun before; this start is noted when it is first asked for."""
+        return self._begin()
 
     def add(self, budget: float, objective: float) -> None:
         """Keep a point here and in the file."""
+        self._begin()
         super().add(budget, objective)
-        if self._keeps:
+        if self._rank == 0:
             self._file.append(budget, objective)
+
+    def _begin(self) -> int:
+        if self._restarts is None:
+            self._restarts = self._file.begin(self._rank)
+        return self._restarts
 
 
 def _budget(value: Any) -> float:

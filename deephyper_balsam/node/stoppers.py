@@ -72,6 +72,8 @@ class Stopper:
     """
 
     kind: ClassVar[str] = "none"
+    compares: ClassVar[bool] = False
+    """Whether what others recorded counts: only then is there a note to publish and to ask for."""
 
     # --- rungs
 
@@ -222,6 +224,7 @@ class SuccessiveHalving(Stopper):
     """
 
     kind: ClassVar[str] = "sha"
+    compares: ClassVar[bool] = True
 
     max_budget: float | None = None
     min_budget: float = 1.0
@@ -282,6 +285,7 @@ class Median(Stopper):
     """
 
     kind: ClassVar[str] = "median"
+    compares: ClassVar[bool] = True
 
     max_budget: float | None = None
     min_budget: float = 1.0

@@ -64,7 +64,11 @@ class RunEnd:
 
 
 def supervise(
-    work: Callable[[Callable[[], None]], dict[str, Any]], limit_s: float | None, grace_s: float | None = None
+    work: Callable[[Callable[[], None]], dict[str, Any]],
+    limit_s: float | None,
+    grace_s: float | None = None,
+    *,
+    beside: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
 ) -> RunEnd:
     """Call `work` in a child process and wait for its end; then end every process that descends from it.
 
@@ -76,6 +80,8 @@ def supervise(
         Seconds from then on; None: no limit.
     grace_s
         How much longer it may take to react.
+    beside
+        What this process does while it waits; entered when there is a child, left at its end.
 
     A SIGTERM, SIGINT or SIGHUP to this process ends the child and its descendants, then this process by that signal:
     the allocation is over, and nothing is said of the run.
@@ -96,7 +102,7 @@ def supervise(
     os.close(output_w)
     watch = _Watch(child, said_r, output_r, limit_s, grace_s)
     try:
-        with _signals_raise():
+        with _signals_raise(), contextlib.nullcontext() if beside is None else beside():
             return watch.until_the_end()
     except _EndedFromOutside as outside:
         for number in _ENDED_FROM_OUTSIDE:

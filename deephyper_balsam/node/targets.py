@@ -19,7 +19,8 @@ from deephyper_balsam.errors import TargetError
 MAX_REASON_CHARS = 500
 _ATTRIBUTE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 MAX_TRACEBACK_CHARS = 8_000
-_OURS = tuple(str(Path(__file__).with_name(name)) for name in ("targets.py", "worker.py", "shell_command.py"))
+_OF_A_RUN = ("targets.py", "worker.py", "running_job.py", "recording.py", "rungs.py", "shell_command.py")
+_OURS = tuple(str(Path(__file__).with_name(name)) for name in _OF_A_RUN)
 
 
 def shorten(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import io
 import json
 import math
@@ -16,19 +17,22 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deephyper_balsam.common.clock import moment
 from deephyper_balsam.common.loopback import go_direct
 from deephyper_balsam.common.objective import command_minimises, objective_of, repr_of, turned
 from deephyper_balsam.common.wording import storable
 from deephyper_balsam.errors import TargetError
 from deephyper_balsam.node import failure_policy
-from deephyper_balsam.node.recording import Curve, FileRecorder, Recorder, RecordFile
+from deephyper_balsam.node.recording import Curve, FileRecorder, RecordFile
+from deephyper_balsam.node.rungs import Line, RungKeeper, RungRecorder
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import ProcessKilled, run_command
+from deephyper_balsam.node.stoppers import NEVER, Stopper
 from deephyper_balsam.node.supervise import RunEnd, clean_file, readable_end, supervise
 from deephyper_balsam.node.targets import code_version, load_object, own_traceback, reason, shorten
 
@@ -47,107 +51,11 @@ _RANK_VARIABLES = (
 Outcome = dict[str, Any]
 
 
-class RunningJob(Mapping[str, Any]):
-    """The mapping that a run function gets, with the face of DeepHyper's `RunningJob`.
-
-    ``job["learning_rate"]``, ``job.get("dropout", 0.0)``, ``dict(job)``; `parameters` is the configuration as a dict,
-    `id` the trial's number.
-
-    Parameters
-    ----------
-    number
-        The trial's number.
-    parameters
-        The configuration.
-    recorder
-        Takes what the run records; by default it is kept in memory.
-    folder
-        The trial's folder; by default the current one.
-    restarts
-        How often the run was begun before.
-
-    Attributes
-    ----------
-    folder
-        The trial's own folder, the same after every cut and retry at a site: the place for checkpoints.
-    restarts
-        How often the run was begun before in that folder: 0 the first time.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        parameters: Mapping[str, Any],
-        recorder: Recorder | None = None,
-        folder: Path | None = None,
-        restarts: int = 0,
-    ) -> None:
-        self.id = number
-        self.parameters: dict[str, Any] = dict(parameters)
-        self.folder = Path.cwd() if folder is None else folder
-        self.restarts = restarts
-        self.recorder = Recorder() if recorder is None else recorder
-        self.was_stopped = False
-
-    def record(self, budget: float, objective: float) -> None:
-        """Say which objective the run has reached with what it has spent so far.
-
-        Parameters
-        ----------
-        budget
-            What it has spent since its very beginning, such as the number of epochs: a number of more than 0.
-        objective
-            What it would return if it ended now.
-
-        Raises
-        ------
-        ValueError
-            When one of them is no finite number.
-        """
-        self.recorder.record(budget, objective)
-
-    def stopped(self) -> bool:
-        """Return whether the run shall end now, for it has no prospect: it returns `objective`, or nothing."""
-        self.was_stopped = self.was_stopped or self.recorder.stopped()
-        return self.was_stopped
-
-    @property
-    def objective(self) -> float | None:
-        """The objective that was recorded last, by this start of the run or an earlier one; None: none was."""
-        last = self.last_record
-        return None if last is None else last[1]
-
-    @property
-    def last_record(self) -> tuple[float, float] | None:
-        """The budget and the objective that were recorded last, by this start of the run or an earlier one."""
-        return self.recorder.last
-
-    def __getitem__(self, name: str) -> Any:
-        return self.parameters[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.parameters)
-
-    def __len__(self) -> int:
-        return len(self.parameters)
-
-    def __repr__(self) -> str:
-        return f"RunningJob(id={self.id}, parameters={self.parameters})"
-
-
 RunFunction = Callable[[RunningJob], Any]
 
 
 class TrialTimeout(BaseException):
     """Raised in the run function when its time is over; no Exception, so that ``except Exception`` lets it through."""
-
-
-_EPOCH = time.time() - time.monotonic()
-
-
-def moment() -> float:
-    """Return the time (epoch) by a clock that goes only forward: one that is set during a run changes no duration."""
-    return _EPOCH + time.monotonic()
 
 
 def evaluate(
@@ -326,7 +234,12 @@ def _load(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
 
 
 def evaluate_apart(
-    spec: Mapping[str, Any], job: RunningJob, limit_s: float | None, *, minimize: bool = False
+    spec: Mapping[str, Any],
+    job: RunningJob,
+    limit_s: float | None,
+    *,
+    minimize: bool = False,
+    beside: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
 ) -> tuple[Outcome, bool]:
     """Evaluate a trial in a child process, in the current folder; whatever it does, this process goes on.
 
@@ -340,6 +253,8 @@ def evaluate_apart(
         Seconds after which it is ended, without those in which it is loaded; None: no limit.
     minimize
         Whether it returns a loss.
+    beside
+        What this process does while it waits for the child; entered when there is one.
 
     Returns
     -------
@@ -359,7 +274,7 @@ def evaluate_apart(
             outcome = outcome or {**_failure(str(error)), "metadata": {}, **ends(started_at)}
         return outcome
 
-    ending = supervise(work, limit_s)
+    ending = supervise(work, limit_s, beside=beside)
     if ending.said is not None:
         return ending.said, True
     recorded = _recorded(RecordFile(job.folder).read())  # what the child knew is gone with it
@@ -387,15 +302,31 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
     workdir = Path.cwd()
     version = code_version(spec)
     minimize = bool(data.get("minimize")) or command_minimises(spec)
-    job = job_here(int(app.job.tags.get("trial", -1)), parameters, workdir, minimize=minimize)
-    outcome, said = evaluate_apart(spec, job, data.get("eval_timeout_s") or None, minimize=minimize)
+    ranks = app.job.num_nodes * app.job.ranks_per_node
+    alone = ranks == 1
+    stopper, keeper = _stopping(app, data)
+    if not alone and rank():
+        keeper = None
+    line = None if keeper is None else keeper.line
+    number, asked = int(app.job.tags.get("trial", -1)), data.get("asked") or {}
+    job = job_here(
+        number,
+        parameters,
+        workdir,
+        trial=f"{number} of {asked.get('at')}",
+        stopper=stopper,
+        line=line,
+        ranks=ranks,
+        minimize=minimize,
+    )
+    limit_s, beside = data.get("eval_timeout_s") or None, None if keeper is None else keeper.answering
+    outcome, said = evaluate_apart(spec, job, limit_s, minimize=minimize, beside=beside)
     clean_file(workdir / "job.out")
     printed = readable_end(workdir / "job.out", _KEPT_OF_A_FAILURE if outcome["objective"] is None else _KEPT_OF_OUTPUT)
     if printed:  # for who cannot read the folder
         outcome = {**outcome, "output": printed}
     if version is not None:
         outcome = {**outcome, "code": version}
-    alone = app.job.num_nodes * app.job.ranks_per_node == 1
     if alone or rank() == 0:
         deliver(app, data, outcome)
     if not alone and not said:  # MPI ends the other ranks when one fails
@@ -405,7 +336,17 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
     return outcome
 
 
-def job_here(number: int, parameters: Mapping[str, Any], folder: Path, *, minimize: bool = False) -> RunningJob:
+def job_here(
+    number: int,
+    parameters: Mapping[str, Any],
+    folder: Path,
+    *,
+    trial: str = "",
+    stopper: Stopper = NEVER,
+    line: Line | None = None,
+    ranks: int = 1,
+    minimize: bool = False,
+) -> RunningJob:
     """Return what a run function gets whose trial has a folder, in which an earlier start may have left records.
 
     Parameters
@@ -414,13 +355,22 @@ def job_here(number: int, parameters: Mapping[str, Any], folder: Path, *, minimi
         Of the trial.
     folder
         The trial's folder.
+    trial
+        What tells this trial from that of another search of the same name, which may have had the folder before.
+    stopper
+        Says at which budgets it is decided whether the run goes on.
+    line
+        Where that is asked.
+    ranks
+        How many processes the run has.
     minimize
         Whether the run function returns, and records, a loss.
     """
-    file, of_rank = RecordFile(folder), rank()
-    restarts = file.begin(of_rank)
-    recorder = FileRecorder(file, keeps=of_rank == 0, minimize=minimize)
-    return RunningJob(number, parameters, recorder, folder, restarts)
+    file, of_rank = RecordFile(folder, trial), rank() if ranks > 1 else 0
+    if stopper == NEVER:
+        return RunningJob(number, parameters, FileRecorder(file, rank=of_rank, minimize=minimize), folder)
+    recorder = RungRecorder(file, stopper, line, rank=of_rank, ranks=ranks, minimize=minimize)
+    return RunningJob(number, parameters, recorder, folder)
 
 
 def print_anything() -> None:
@@ -460,6 +410,30 @@ def rank() -> int:
         if value.isdigit():
             return int(value)
     return 0
+
+
+def _stopping(app: Any, data: Mapping[str, Any]) -> tuple[Stopper, RungKeeper | None]:
+    """Return the stopper of a trial's search, and who asks Balsam at its rungs; a run that shall finish has none."""
+    told = data.get("stopper")
+    if told is None or "finish" in data:
+        return NEVER, None
+    stopper, note = Stopper.from_dict(told["settings"]), told.get("note")
+    if note is None:
+        return stopper, None
+    client = copy.copy(app._client)  # of its own: it is used beside the one that delivers the result
+    client.close_session()
+    client.retry_count, client.connect_timeout, client.read_timeout = -1, 2.0, 5.0  # the run waits for the answer
+
+    def read() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        go_direct(client)
+        found = client.request("jobs/", "GET", params={"id": [app.job.id, note]})
+        rows = {row["id"]: row["data"] for row in found["results"]}
+        return rows[app.job.id], rows.get(note, {}).get("standing", {"rungs": {}})
+
+    def write(changed: Mapping[str, Any]) -> None:
+        client.request("jobs/", "PATCH", json=[{"id": app.job.id, "data": changed}])
+
+    return stopper, RungKeeper(stopper, read, write)
 
 
 def deliver(app: Any, data: Mapping[str, Any], outcome: Outcome) -> None:

@@ -5,6 +5,7 @@ A note carries the tags ``kind`` and ``record`` (the search's name), and says th
 - ``kind=search``: the record, written once (`store.record`);
 - ``kind=driver``: the lease of one driver, written by that driver alone (`store.lease`);
 - ``kind=request``: what a person asked of the search, answered by whoever drives it (`store.driver_requests`);
+- ``kind=standing``: how its runs stand at the rungs of its stopper (`driver.standing`);
 - ``kind=snapshot``: copies of finished trials (`store.snapshots`). They are large, and few ask for them: the
   search's name stands in the tag ``snapshot`` instead.
 

@@ -25,7 +25,7 @@ class Settings(TypedDict, total=False):
     `problem` is `HpProblem.to_dict`, `run` the spec of `store.applications`, `site` the names of the sites with commas
     between them, `resources` what `TrialResources.recorded` says, `eval_timeout` and `timeout` seconds, `max_evals`
     and `timeout` the budget as first planned, `allocation` what `allocation_request.to_record` says, `asked_for` the
-    words in which the search was asked for.
+    words in which the search was asked for, `stopper` what `node.stoppers.parse_stopper` reads.
     """
 
     problem: dict[str, Any]
@@ -33,6 +33,7 @@ class Settings(TypedDict, total=False):
     options: dict[str, Any]
     seed: int | None
     warm_start: list[Any]
+    stopper: str
     run: dict[str, Any]
     site: str
     resources: dict[str, Any]

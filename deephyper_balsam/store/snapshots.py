@@ -142,10 +142,15 @@ class SnapshotWriter:
         Where the notes are kept.
     snapshot
         The search as it is taken up.
+
+    Attributes
+    ----------
+    site_id
+        As given.
     """
 
     def __init__(self, gateway: Gateway, search: str, site_id: int, snapshot: TrialSnapshot) -> None:
-        self._gateway, self._search, self._site_id = gateway, search, site_id
+        self._gateway, self._search, self.site_id = gateway, search, site_id
         self._until = snapshot.until
         self._notes: deque[tuple[str, str]] = deque()  # what is to be written: jobs, packed, and until when it is all
         self._due_at: float = _EVERY_ROWS
@@ -170,7 +175,7 @@ class SnapshotWriter:
         if self._notes:
             packed, until = self._notes[0]
             data: SnapshotData = {"rows": packed, "until": until}
-            write_note(self._gateway, self._site_id, self._search, KIND, data, tag=KIND)
+            write_note(self._gateway, self.site_id, self._search, KIND, data, tag=KIND)
             self._until = until
             self._notes.popleft()
 

@@ -52,6 +52,13 @@ class Outcome(TypedDict, total=False):
     stopped: bool
 
 
+class Stopping(TypedDict, total=False):
+    """The stopper of a trial's search (`Stopper.to_dict`), and the id of the note with the standing at its rungs."""
+
+    settings: dict[str, Any]
+    note: int
+
+
 class Gathered(TypedDict, total=False):
     """When a driver collected the result, its position in collection order, and how often allocations had cut it."""
 
@@ -85,7 +92,9 @@ class TrialData(TypedDict, total=False):
     """The `data` of a trial's job.
 
     `minimize`: what the run returns is a loss, and the objective is minus that. `own_minutes`: the trial has a
-    `wall_time_min` of its own. `cancelled`: when the driver withdrew it. `moved`: the job is FAILED then, and the trial
+    `wall_time_min` of its own. `stopper`: by what it is decided at each rung whether the run goes on; `rungs`: what was
+    decided (`Decision.to_dict`, and the time `at`), and `curve` what was recorded until then, both written by the run.
+    `cancelled`: when the driver withdrew it. `moved`: the job is FAILED then, and the trial
     waits until the job made for it elsewhere stands for it. `moved_from` and `cuts_before`: the sites that the trial
     was at before this one, and how often allocations cut its runs there.
     """
@@ -96,6 +105,9 @@ class TrialData(TypedDict, total=False):
     eval_timeout_s: float
     minimize: bool
     own_minutes: bool
+    stopper: Stopping
+    rungs: list[dict[str, Any]]
+    curve: list[list[float]]
     result: Outcome
     tries: list[EarlierTry]
     gathered: Gathered
@@ -151,6 +163,27 @@ def run_span(row: Row) -> tuple[float, float] | None:
     outcome = read_data(row).get("result", {})
     start, end = outcome.get("start"), outcome.get("end")
     return None if start is None or end is None else (start, end)
+
+
+def rungs(row: Row) -> list[dict[str, Any]]:
+    """Return what was decided of a trial's run at the rungs of its search's stopper (`Decision.to_dict`)."""
+    return read_data(row).get("rungs", [])
+
+
+def curve(row: Row) -> list[tuple[float, float]]:
+    """Return what a trial's run has recorded, as far as it is known: pairs of a budget and an objective."""
+    data = read_data(row)
+    found = data.get("result", {}).get("curve") or data.get("curve", [])
+    return [(budget, objective) for budget, objective in found]
+
+
+def whole_budget(row: Row) -> float | None:
+    """Return the budget of a run that recorded and came to its own end; None: it did not."""
+    outcome = read_data(row).get("result", {})
+    points = outcome.get("curve")
+    if not points or outcome.get("stopped") or outcome.get("objective") is None:
+        return None
+    return points[-1][0]
 
 
 def gathered(row: Row) -> Gathered | None:

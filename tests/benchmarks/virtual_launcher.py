@@ -30,8 +30,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.targets import load_object
-from deephyper_balsam.node.worker import RunningJob, evaluate
+from deephyper_balsam.node.worker import evaluate
 from deephyper_balsam.store import sockets, tls
 from deephyper_balsam.store.applications import resolve_run
 from deephyper_balsam.store.encoding import unpack

@@ -26,7 +26,7 @@ from deephyper_balsam.errors import (
     SearchRunningError,
     UnreachableError,
 )
-from deephyper_balsam.node.worker import RunningJob
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.store.allocation_request import AllocationRequest
 from deephyper_balsam.store.allocations import Allocations
 from deephyper_balsam.store.notes import write_note

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -39,6 +39,15 @@ def leftovers(stack: LocalStack) -> list[str]:
     """What still runs of a stack that was stopped."""
     found = stack.every_process()
     return [f"{process.pid} {process.cmdline()}" for process in found]
+
+
+def listening(members: Iterable[psutil.Process]) -> set[int]:
+    """The ports at which processes listen; one may end while it is asked, such as a child of a run."""
+    found = set()
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {c.laddr.port for c in member.connections("inet") if c.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from deephyper_balsam.sites.local_batch import BatchJobs
 from deephyper_balsam.store import sockets
 from deephyper_balsam.store.gateway import Gateway
 
-from .conftest import leftovers, stack_environment
+from .conftest import leftovers, listening, stack_environment
 from .waiting import wait_for
 
 pytestmark = pytest.mark.live
@@ -121,11 +121,9 @@ def test_the_credentials_are_private_and_the_token_is_short(stack: LocalStack) -
 
 
 def test_nothing_listens_on_a_port(stack: LocalStack) -> None:
-    mine = stack.every_process()
-    pids = {member.pid for process in mine for member in processes.tree(process)}
-    assert len(pids) > 5
-    listening = [c for pid in pids for c in psutil.Process(pid).connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert listening == []
+    mine = {member.pid: member for process in stack.every_process() for member in processes.tree(process)}
+    assert len(mine) > 5
+    assert listening(mine.values()) == set()
 
 
 def test_up_again_starts_nothing_and_keeps_the_credentials(stack: LocalStack) -> None:
@@ -255,8 +253,7 @@ def test_serial_mode_opens_no_port_and_a_deleted_batch_job_hands_its_run_back(st
     running = BatchJobs(stack.site_path).running()
     assert len(running) == 1
     members = processes.tree(psutil.Process(running[0].process.pid))
-    listening = [c for member in members for c in member.connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert listening == [], "on one machine master and worker meet at a Unix socket"
+    assert listening(members) == set(), "on one machine master and worker meet at a Unix socket"
 
     client.call("PUT", f"batch-jobs/{batch_job}", body={"state": "pending_deletion"})
     wait_for(lambda: client.batch_job(batch_job)["state"] == "finished", "the BatchJob to be finished")

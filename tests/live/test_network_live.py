@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import jwt
-import psutil
 import pytest
 import yaml
 
@@ -23,7 +22,7 @@ from deephyper_balsam.errors import InputError, NotLoggedInError
 from deephyper_balsam.server.stack import LocalStack
 from deephyper_balsam.store.gateway import Gateway
 
-from .conftest import leftovers, stack_environment
+from .conftest import leftovers, listening, stack_environment
 
 pytestmark = pytest.mark.live
 
@@ -132,13 +131,7 @@ def test_plain_http_is_told_to_use_tls(stack: LocalStack) -> None:
 
 def test_nothing_else_of_the_stack_listens_on_a_network(stack: LocalStack) -> None:
     port = urlsplit(stack.url or "").port
-    open_ports = {
-        connection.laddr.port
-        for process in stack.every_process()
-        for connection in process.connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert open_ports == {port}
+    assert listening(stack.every_process()) == {port}
 
 
 def test_the_files_of_it_are_for_the_owner_alone(stack: LocalStack) -> None:

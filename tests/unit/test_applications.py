@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from deephyper_balsam.common.bundled_files import folder
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import run_command
 from deephyper_balsam.node.targets import load_object
-from deephyper_balsam.node.worker import RunningJob, evaluate
+from deephyper_balsam.node.worker import evaluate
 from deephyper_balsam.store.applications import bundled, command_parameters, resolve_problem, resolve_run
 
 APPS = folder("apps")

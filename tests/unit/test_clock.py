@@ -28,6 +28,7 @@ from deephyper_balsam.driver.search import RandomSearch, Search
 from deephyper_balsam.launcher.wall_time import LauncherEnd
 from deephyper_balsam.monitor.liveness import AgentLiveness
 from deephyper_balsam.node import worker
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.sites.local_batch import BatchJob, BatchJobs
 from deephyper_balsam.store import trial_rows
@@ -96,7 +97,7 @@ def test_a_run_lasts_as_long_as_it_lasts_though_the_clock_is_set_meanwhile(monke
         monkeypatch.setattr(time, "time", lambda: 1.0)
         return 1.0
 
-    outcome = worker.evaluate(run, worker.RunningJob(0, {}))
+    outcome = worker.evaluate(run, RunningJob(0, {}))
     assert 0 <= outcome["end"] - outcome["start"] < 60
 
 
@@ -213,7 +214,7 @@ PACKAGE = Path(deephyper_balsam.__file__).parent
 RIGHT = {
     "store/connection.py": "how far the server's clock is ahead of this one, as of now",
     "store/gateway.py": "how far the server's clock is ahead of this one, as of now",
-    "node/worker.py": "where the clock that nobody sets begins, on a node",
+    "common/clock.py": "where the clock that nobody sets begins, on a node",
     "server/credentials.py": "what is left of a token, by the clock of the host that gave it",
     "server/standalone.py": "when an allocation began, which the scheduler tells as a moment",
     "sites/checks.py": "how far two clocks differ, and the age of what another machine wrote",

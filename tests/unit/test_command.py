@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from deephyper_balsam.node import shell_command as command
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import (
     bare_names,
     check_template,
@@ -25,7 +26,7 @@ from deephyper_balsam.node.shell_command import (
     run_command,
     template_names,
 )
-from deephyper_balsam.node.worker import RunningJob, evaluate, time_limit
+from deephyper_balsam.node.worker import evaluate, time_limit
 
 
 def spec(command: str, **more: Any) -> dict[str, Any]:

@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from deephyper_balsam import AMBS, HpProblem, InProcessEvaluator, RandomSearch
 from deephyper_balsam.driver.progress import Progress
 from deephyper_balsam.errors import BrokenApplicationError, InputError, SearchExistsError, SettingsError
+from deephyper_balsam.node.pool_worker import read_rungs
+from deephyper_balsam.node.stoppers import Decision, parse_stopper
 from deephyper_balsam.problem.warm_start import read_warm_start
 from deephyper_balsam.trial import TrialState
 
@@ -248,3 +251,49 @@ def test_a_wait_ends_when_a_worker_answers(runs: str, tmp_path: Path) -> None:
     assert time.monotonic() - began_at < 30
     assert [result.number for result in evaluator.collect()] == [0]
     evaluator.close()
+
+
+# --- early discarding -------------------------------------------------------------------------------------------------
+
+
+EPOCHS = """
+import time
+def run(job):
+    for epoch in range(1, 10):
+        time.sleep(0.02)
+        job.record(epoch, job["x"] * epoch)
+        if job.stopped():
+            return None
+    return job.objective
+"""
+
+
+@pytest.mark.parametrize("stopper", ["sha:max=9,competing=3", "median:max=9,interval=2,competing=3", "epoch:3"])
+def test_runs_stop_early_in_processes_too(tmp_path: Path, stopper: str) -> None:
+    problem = HpProblem("line")
+    problem.add_hyperparameter((0.0, 1.0), "x")
+    (tmp_path / "epochs.py").write_text(EPOCHS)
+    evaluator = InProcessEvaluator(f"{tmp_path / 'epochs.py'}:run", 2)
+    search = RandomSearch(problem, evaluator, "stopping", seed=1, log_dir=tmp_path, poll_s=0.02, stopper=stopper)
+    frame = search.search(max_evals=12, show=False)
+    assert list(frame["job_status"]) == ["DONE"] * 12
+    assert frame["m:stopped"].sum() >= (12 if stopper.startswith("epoch") else 3)
+    assert set(frame["m:budget"][frame["m:stopped"]]) <= {1.0, 3.0, 5.0, 7.0}
+    assert set(frame["m:budget"][~frame["m:stopped"]]) <= {9.0}
+    assert np.allclose(frame["objective"], frame["p:x"] * frame["m:budget"])
+    for curve, budget in zip(frame["m:curve"], frame["m:budget"], strict=True):
+        assert [point[0] for point in curve] == list(range(1, int(budget) + 1))
+    rungs = [read_rungs(search.folder / str(number)) for number in frame["job_id"]]
+    made = parse_stopper(stopper)
+    if made.compares:
+        for stopped, decisions in zip(frame["m:stopped"], rungs, strict=True):
+            assert all(made.agrees(Decision.from_dict(one)) for one in decisions)
+            assert stopped == any(one["stop"] for one in decisions)
+
+
+def test_a_stopper_that_is_none_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    problem = HpProblem("line")
+    problem.add_hyperparameter((0.0, 1.0), "x")
+    with pytest.raises(SettingsError, match="A stopper is one of"):
+        RandomSearch(problem, InProcessEvaluator(len), "bad", log_dir=tmp_path, stopper="hyperband")
+    assert not (tmp_path / "bad").exists()

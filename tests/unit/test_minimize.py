@@ -29,7 +29,8 @@ from deephyper_balsam.driver.search import Search
 from deephyper_balsam.driver.simulation import simulate
 from deephyper_balsam.errors import InputError, ProblemError, SearchExistsError
 from deephyper_balsam.monitor.search_snapshot import Best
-from deephyper_balsam.node.worker import RunningJob, evaluate, run_trial
+from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.worker import evaluate, run_trial
 from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.problem.warm_start import read_warm_start
 from deephyper_balsam.results import table as results

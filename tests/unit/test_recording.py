@@ -17,7 +17,8 @@ import pytest
 from deephyper_balsam.common.objective import turned
 from deephyper_balsam.driver.in_memory import result_of
 from deephyper_balsam.node.recording import MAX_POINTS, Curve, Recorder, RecordFile
-from deephyper_balsam.node.worker import RunningJob, evaluate, job_here
+from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.worker import evaluate, job_here
 from deephyper_balsam.results.table import columns, csv_text, table
 
 
@@ -154,8 +155,30 @@ def test_another_start_in_the_folder_goes_on_from_what_was_recorded(tmp_path: Pa
     assert third.recorder.curve.points == [(1, -5.0), (2, -4.5), (3, -3.0)]
 
 
+def test_what_an_earlier_search_of_the_name_recorded_in_the_folder_counts_for_nothing(tmp_path: Path) -> None:
+    old = job_here(0, {}, tmp_path, trial="0 of 10")
+    assert old.restarts == 0
+    old.record(5, 0.9)
+    (tmp_path / "checkpoint").write_text("five epochs of another configuration")
+    new = job_here(0, {}, tmp_path, trial="0 of 20")
+    assert (new.restarts, new.last_record) == (0, None)
+    new.record(1, 0.1)
+    again = job_here(0, {}, tmp_path, trial="0 of 20")
+    assert (again.restarts, again.last_record) == (1, (1, 0.1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "records.jsonl"]  # nothing is moved
+
+
+def test_a_run_that_records_nothing_leaves_no_file(tmp_path: Path) -> None:
+    job = job_here(0, {"x": 1}, tmp_path)
+    assert job["x"] == 1
+    assert not job.stopped()
+    assert job.objective is None
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_line_that_was_cut_costs_its_point_and_nothing_else(tmp_path: Path) -> None:
     file = RecordFile(tmp_path)
+    assert file.begin() == 0
     file.append(1, 0.1)
     with file.path.open("ab") as cut:
         cut.write(b"[2, 0.")
@@ -163,7 +186,7 @@ def test_a_line_that_was_cut_costs_its_point_and_nothing_else(tmp_path: Path) ->
     with file.path.open("ab") as nonsense:
         nonsense.write(b'\n[1]\n"x"\n[4, null]\n[true, 1]\n\xff\xfe\n{"began": "x"}\n')
     assert file.read().points == [(1, 0.1), (3, 0.3)]
-    assert file.begin() == 0
+    assert file.begin() == 1
 
 
 def test_ranks_count_their_own_starts_and_only_the_first_writes(
@@ -172,14 +195,17 @@ def test_ranks_count_their_own_starts_and_only_the_first_writes(
     jobs = {}
     for number in (0, 1):
         monkeypatch.setenv("PMI_RANK", str(number))
-        jobs[number] = job_here(0, {}, tmp_path)
+        jobs[number] = job_here(0, {}, tmp_path, ranks=2)
     for job in jobs.values():
         job.record(1, 0.5)
         assert job.restarts == 0
     assert RecordFile(tmp_path).read().points == [(1, 0.5)]
     assert (tmp_path / "records.jsonl").read_text().count("[1.0, 0.5]") == 1
     monkeypatch.setenv("PMI_RANK", "1")
-    assert (job_here(0, {}, tmp_path).restarts, job_here(0, {}, tmp_path).last_record) == (1, (1.0, 0.5))
+    assert (job_here(0, {}, tmp_path, ranks=2).restarts, job_here(0, {}, tmp_path, ranks=2).last_record) == (
+        1,
+        (1.0, 0.5),
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

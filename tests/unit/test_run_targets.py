@@ -19,7 +19,8 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 from balsam_api import BalsamApi, VirtualSite
 
 from deephyper_balsam.errors import BalsamError, InputError, TargetError
-from deephyper_balsam.node.worker import RunningJob, make_run_function
+from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.worker import make_run_function
 from deephyper_balsam.store.applications import (
     bundled,
     command_parameters,

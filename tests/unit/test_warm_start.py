@@ -136,7 +136,8 @@ def run(job):
         return {"objective": "F_dropout", "metadata": {"job": job.id}}
     return {"objective": config["units"] - job["dropout_rate"], "metadata": {"job": job.id}}
 """
-    from deephyper_balsam.node.worker import RunningJob, evaluate
+    from deephyper_balsam.node.running_job import RunningJob
+    from deephyper_balsam.node.worker import evaluate
     from deephyper_balsam.optimizers import make_optimizer
 
     names: dict[str, object] = {}

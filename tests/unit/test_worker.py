@@ -26,7 +26,8 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 from balsam_api import BalsamApi, VirtualSite
 
 from deephyper_balsam.node import supervise, worker
-from deephyper_balsam.node.worker import RunningJob, TrialTimeout, evaluate, interpret, run_trial, time_limit
+from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.worker import TrialTimeout, evaluate, interpret, run_trial, time_limit
 from deephyper_balsam.store.gateway import Gateway
 
 pytest_plugins = ["balsam_fixtures"]
