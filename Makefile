@@ -8,12 +8,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo "$$p"; break; }; done)
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test test-slurm lint format docs bench clean help
+.PHONY: quickstart test test-slurm test-long lint format docs bench clean help
 
 help:
 	@echo "make quickstart   set up, then search a network on a Balsam of your own"
-	@echo "make test         set up, then run all tests"
+	@echo "make test         set up, then run the tests"
 	@echo "make test-slurm   set up, then the tests on a real Slurm of their own (root, Slurm's packages)"
+	@echo "make test-long    those that take long: before a release"
 	@echo "make lint         ruff and mypy --strict"
 	@echo "make docs         the documentation as a site, in build/site"
 	@echo "make bench        the benchmarks (QUICK=1 for a short look, PEER_PYTHON=... beside peers)"
@@ -29,7 +30,11 @@ test: $(VENV)/.installed-test
 
 # The site configs for Slurm on a real one, also on a cluster of several hosts; it says why when it cannot
 test-slurm: $(VENV)/.installed-test
-	$(PY) -m pytest -m "slurm and not slow" -n 2 --dist loadfile -q
+	$(PY) -m pytest -m "slurm and not slow and not long" -n 2 --dist loadfile -q
+
+# What `make test` and `make test-slurm` leave out
+test-long: $(VENV)/.installed-test
+	$(PY) -m pytest -m "long or (slurm and slow)" -n 2 --dist loadfile -q
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-lint
 	$(PY) -m ruff check .

@@ -19,8 +19,14 @@ from deephyper_balsam.server.stack import LocalStack
 _LONG = (
     "test_docs_code_live.py",
     "test_standalone_live.py",
-    "test_shared_folder_live.py",
+    "test_faults_live.py",
     "test_batch_systems_live.py",
+    "test_search_live.py",
+    "test_submit_live.py",
+    "test_stopping_live.py",
+    "test_shared_folder_live.py",
+    "test_network_live.py",
+    "test_local_stack.py",
 )
 
 

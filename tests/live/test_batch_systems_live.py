@@ -26,7 +26,10 @@ MODES = [
     "mpi",
     pytest.param(
         "serial",
-        marks=pytest.mark.skipif(not batch_system.own_names(), reason="nodes cannot be given names here: not root"),
+        marks=[
+            pytest.mark.skipif(not batch_system.own_names(), reason="nodes cannot be given names here: not root"),
+            pytest.mark.long,
+        ],
     ),
 ]
 

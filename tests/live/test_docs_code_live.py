@@ -50,6 +50,7 @@ def test_python_that_needs_a_balsam_runs_when_it_is_copied(
         assert list(tmp_path.glob("*/results.csv"))
 
 
+@pytest.mark.long
 def test_the_commands_of_the_tutorial_lead_to_results(tmp_path: Path) -> None:
     page = ROOT / "docs" / "tutorial.md"
     script = "\n".join(shortened(block.text) for block in blocks(page, "sh") if not block.mark)
@@ -116,6 +117,7 @@ def _here(page: str, text: str) -> str:
     return text
 
 
+@pytest.mark.long
 def test_the_shell_blocks_of_the_pages_run_in_their_order(tmp_path: Path, balsam_env: dict[str, str]) -> None:
     home = tmp_path / "home"  # some blocks write into the reader's
     home.mkdir()

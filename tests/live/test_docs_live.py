@@ -46,6 +46,7 @@ def stale(shown: list[str], output: str) -> list[str]:
     return [line for line in shown if shape(line) not in printed]
 
 
+@pytest.mark.long
 def test_the_sequence_of_the_local_page_leads_to_results(folder: Path) -> None:
     script = ["set -euo pipefail"]
     for language, text in _BLOCK.findall(PAGE.read_text(encoding="utf-8")):

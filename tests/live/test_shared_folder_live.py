@@ -166,7 +166,7 @@ def status_after_up(host: Host, folder: Path) -> Any:
     return json.loads(act(host, folder, "up").splitlines()[-1])
 
 
-@pytest.mark.parametrize("data", ["shared", "node-local"])
+@pytest.mark.parametrize("data", [pytest.param("shared", marks=pytest.mark.long), "node-local"])
 def test_after_a_crash_another_host_goes_on_and_what_ran_is_a_cut_run(
     folder: Path, hosts: tuple[Host, Host], data: str
 ) -> None:

@@ -88,7 +88,12 @@ class Played:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("s.balsam/scripts/*.output")))
 
 
-@pytest.fixture(params=[("theta-knl-cobalt", "cobalt", "debug-cache-quad", "2"), ("polaris-pbs", "pbs", "debug", "2")])
+@pytest.fixture(
+    params=[
+        pytest.param(("theta-knl-cobalt", "cobalt", "debug-cache-quad", "2"), marks=pytest.mark.long),
+        ("polaris-pbs", "pbs", "debug", "2"),
+    ]
+)
 def played(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Played, list[str]]]:
     config, kind, queue, nodes = request.param
     made = Played(tmp_path, kind)

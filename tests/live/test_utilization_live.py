@@ -79,6 +79,7 @@ def most_idle(found: dict[str, Any], *but: str) -> str:
     return max((cause for cause in CAUSES if cause not in but), key=lambda cause: float(found["node_hours"][cause]))
 
 
+@pytest.mark.long
 def test_a_slow_optimizer_is_found(balsam_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = driving.make_optimizer
 
@@ -102,6 +103,7 @@ def test_stragglers_are_found(balsam_env: dict[str, str], tmp_path: Path) -> Non
     check_sum("stragglers")
 
 
+@pytest.mark.long
 def test_an_empty_queue_that_nobody_fills_is_found(balsam_env: dict[str, str], tmp_path: Path) -> None:
     gateway = Gateway()
     site = gateway.site("local")

@@ -121,7 +121,7 @@ class Place:
         return "\n".join([*said, self.lab.run("squeue").stdout, self.lab.run("sinfo").stdout])
 
 
-@pytest.mark.parametrize("mode", ["mpi", "serial"])
+@pytest.mark.parametrize("mode", ["mpi", pytest.param("serial", marks=pytest.mark.long)])
 def test_a_server_on_the_login_host_serves_three_nodes(lab: ClusterLab, mode: str) -> None:
     place, name = Place(lab, f"login-{mode}", 0.1), f"login-{mode}"
     with place.balsam("D", "--listen", "auto", "--config", "slurm", "-A", ACCOUNT, "-q", QUEUE) as env:
@@ -161,6 +161,7 @@ def test_a_chain_of_allocations_with_all_in_them_ends_a_search_with_exactly_its_
     assert "14 done" in outputs[-1]  # and the third was withdrawn
 
 
+@pytest.mark.long
 def test_a_search_goes_on_each_time_the_first_node_of_its_allocation_dies(lab: ClusterLab) -> None:
     place, draw, kills = Place(lab, "kill", 5), random.Random(16), []
     script = str(folder("jobscripts") / "slurm-standalone.sh")
