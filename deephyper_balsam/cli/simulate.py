@@ -20,8 +20,9 @@ from deephyper_balsam.common.wording import counted
 from deephyper_balsam.errors import InputError
 
 if TYPE_CHECKING:
+    from deephyper_balsam.driver.simulation import SimulationReport
     from deephyper_balsam.node.running_job import RunningJob
-from deephyper_balsam.node.worker import RunFunction
+    from deephyper_balsam.node.worker import RunFunction
 
 
 @click.command()
@@ -35,6 +36,19 @@ from deephyper_balsam.node.worker import RunFunction
     "--method", type=click.Choice(["ambs", "random", "ga"]), default="ambs", show_default=True, help="Method."
 )
 @click.option("--max-evals", type=click.IntRange(min=1), help="End after so many evaluations.")
+@click.option(
+    "--stopper",
+    default="none",
+    show_default=True,
+    help="Ends runs early: sha:max=27,min=1,factor=3,competing=5; median:min=1,interval=1; epoch:K; none.",
+)
+@click.option(
+    "--finish-top",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="So many stopped trials, the best, go on to their end after --max-evals trials.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Makes it repeatable.")
 @method_options
 @click.option(
@@ -52,6 +66,8 @@ def simulate(
     duration_std: float,
     method: str,
     max_evals: int | None,
+    stopper: str,
+    finish_top: int,
     seed: int,
     output: Path | None,
     as_json: bool,
@@ -60,18 +76,22 @@ def simulate(
     """Search on a virtual clock: how busy would N workers be, and what would be found? Nothing is sent anywhere.
 
     The run function is really called, but its evaluations take as long as you say; the driver's own computing is real
-    and passes on the clock.
+    and passes on the clock. With a stopper, a run function that records (job.record) and asks (job.stopped) is
+    evaluated in full all the same; what it recorded is replayed on the clock.
 
     \b
     Example:
       deephyper-balsam simulate --problem ackley --workers 128 --minutes 30 --duration-mean 60 --duration-std 20
     """
+    from deephyper_balsam.driver.simulated_runs import as_recorded, by_budget
     from deephyper_balsam.driver.simulated_session import normal_durations, own_durations
     from deephyper_balsam.driver.simulation import simulate as run_simulation
     from deephyper_balsam.node.shell_command import nothing_left_behind
+    from deephyper_balsam.node.stoppers import NEVER, parse_stopper
     from deephyper_balsam.node.worker import make_run_function
     from deephyper_balsam.store.applications import resolve_problem, resolve_run
 
+    ends_early = parse_stopper(stopper)
     space = resolve_problem(problem)
     space.check()
     spec = resolve_run(run_target or problem)
@@ -87,6 +107,9 @@ def simulate(
             duration=durations,
             seed=seed,
             max_evals=max_evals,
+            stopper=ends_early,
+            finish_top=finish_top,
+            pace=as_recorded if duration_mean is None else by_budget,
             on_progress=_Progress(minutes),
             **of_method(given),
         )
@@ -105,12 +128,19 @@ def simulate(
                 f"{report.manager_seconds:.2f} s (tell {report.tell_seconds:.2f}, ask {report.ask_seconds:.2f})",
             ),
             ("longest loop", f"{report.longest_loop_seconds:.3f} s"),
+            *(() if ends_early == NEVER else _stopped_said(report)),
         ):
             click.echo(f"{name:<15} {value}")
         for name, value in (report.best_config or {}).items():
             click.echo(f"  {name} = {value}")
     if report.best_objective is None:
         raise click.exceptions.Exit(EXIT_NO_RESULT)
+
+
+def _stopped_said(report: SimulationReport) -> tuple[tuple[str, str], ...]:
+    spent, saved = report.worker_hours, report.worker_hours_saved
+    share = f" ({saved / (spent + saved):.0%} of {spent + saved:.4g})" if spent + saved else ""
+    return ("stopped early", str(report.stopped)), ("saved", f"{saved:.4g} worker-hours{share}")
 
 
 @contextlib.contextmanager

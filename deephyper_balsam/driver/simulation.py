@@ -11,8 +11,10 @@ from deephyper_balsam.common.objective import turned
 from deephyper_balsam.driver.loop import Driver, SearchPlan, StopSignals
 from deephyper_balsam.driver.progress import Progress
 from deephyper_balsam.driver.session import FailureLimits
-from deephyper_balsam.driver.simulated_session import Duration, SimulatedEvaluator, VirtualClock
+from deephyper_balsam.driver.simulated_runs import Duration, Pace, by_budget
+from deephyper_balsam.driver.simulated_session import SimulatedEvaluator, VirtualClock
 from deephyper_balsam.errors import SettingsError
+from deephyper_balsam.node.stoppers import NEVER, Stopper, parse_stopper
 from deephyper_balsam.node.worker import RunFunction
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.optimizers.base import Optimizer
@@ -40,6 +42,10 @@ class SimulationReport:
         The longest the workers' results waited for the driver.
     workers, minutes, minimize
         What was simulated; whether smaller is better.
+    stopped
+        Trials that a stopper ended early and that did not go on later.
+    worker_hours, worker_hours_saved
+        What the trials took, and what the stopped ones would have taken besides to their end.
     """
 
     utilization: float
@@ -54,6 +60,9 @@ class SimulationReport:
     workers: int
     minutes: float
     minimize: bool = False
+    stopped: int = 0
+    worker_hours: float = 0.0
+    worker_hours_saved: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values; with `best_loss` where smaller is better."""
@@ -77,6 +86,9 @@ def simulate(
     max_evals: int | None = None,
     timer: Callable[[], float] = time.perf_counter,
     on_progress: Callable[[float, int], None] | None = None,
+    stopper: Stopper | str = NEVER,
+    finish_top: int = 0,
+    pace: Pace = by_budget,
     **options: Any,
 ) -> SimulationReport:
     """Search for `minutes` of virtual time on `workers` workers.
@@ -106,6 +118,13 @@ def simulate(
         Seconds that the driver computes.
     on_progress
         Called in every loop with the virtual minutes passed and the evaluations so far.
+    stopper
+        Decides which runs end early, of those that record and ask (``job.record``, ``job.stopped``): a stopper, or its
+        text (`node.stoppers.parse_stopper`).
+    finish_top
+        So many stopped trials, the best, go on to their end once `max_evals` trials were submitted.
+    pace
+        When a run records: `by_budget`, or `as_recorded` for the real times.
     options
         Of the method.
 
@@ -121,8 +140,24 @@ def simulate(
     """
     if minutes <= 0:
         raise SettingsError(f"`minutes > 0` must hold, but got {minutes}.")
+    stopper = parse_stopper(stopper) if isinstance(stopper, str) else stopper
+    if finish_top and (stopper == NEVER or max_evals is None):
+        raise SettingsError(
+            "`finish_top` (--finish-top) lets stopped trials go on near the end of the evaluations: give `stopper` "
+            f"(--stopper) and `max_evals` (--max-evals), too; got (finish_top={finish_top}, "
+            f"stopper={stopper.to_text()}, max_evals={max_evals})."
+        )
     clock = VirtualClock()
-    session = SimulatedEvaluator(run, workers, clock, duration, minimize=problem.minimize)
+    session = SimulatedEvaluator(
+        run,
+        workers,
+        clock,
+        duration,
+        minimize=problem.minimize,
+        stopper=stopper,
+        finish_top=finish_top,
+        pace=pace,
+    )
     made = _Charged(make_optimizer(method, problem, seed=seed, num_workers=workers, **options), session, timer)
     plan = SearchPlan(problem, "simulation", method, seed, options, limits=FailureLimits(max_failures=0))
     signals = StopSignals()
@@ -181,4 +216,7 @@ def _report(
         workers=workers,
         minutes=minutes,
         minimize=minimize,
+        stopped=session.num_stopped,
+        worker_hours=session.busy_s(span_s) / 3600,
+        worker_hours_saved=session.saved_s / 3600,
     )

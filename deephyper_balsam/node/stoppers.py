@@ -23,6 +23,9 @@ the next one, or None; `max` is the largest budget of a run, if it is known."""
 
 DEFAULT_COMPETING = 5
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples fill the unit interval evenly: those of them below a share are that share of the multiples."""
+RECENT = 0
 _SLACK = 1e-9
 """Budgets that differ by less, relatively, are the same: ten times 0.1 is a whole epoch."""
 _MOST_RUNGS = 1000
@@ -126,14 +129,15 @@ class Stopper:
         Parameters
         ----------
         values
-            For each rung the values recorded there so far, in any order; those that are not finite are left out.
+            For each rung the values recorded there so far, in the order in which they were; those that are not finite
+            are left out.
         max_budget
             The largest budget of the runs that ended by themselves, if there are any: for a stopper that nobody gave
             its `max`. A run that is there is not stopped any more.
         """
         rungs: dict[str, list[Any]] = {}
         for rung in sorted(values):
-            finite = sorted((value for value in values[rung] if math.isfinite(value)), reverse=True)
+            finite = [value for value in values[rung] if math.isfinite(value)]
             rungs[_key(rung)] = [len(finite), self._cutoff(finite)]
         known = self._max if self._max is not None else max_budget
         return {"rungs": rungs, **({} if known is None else {"max": known})}
@@ -142,9 +146,9 @@ class Stopper:
     def _max(self) -> float | None:
         return None
 
-    def _cutoff(self, ranked: list[float]) -> float | None:
-        """Return the least value with which the next run goes on; `ranked` are the others', the best first."""
-        del ranked
+    def _cutoff(self, others: list[float]) -> float | None:
+        """Return the least value with which the next run goes on; `others` are in the order recorded."""
+        del others
         return None
 
     # --- what the node decides
@@ -209,7 +213,8 @@ class SuccessiveHalving(Stopper):
 
     At the rungs ``min * factor**k`` below `max` a run goes on if it is among the best ``floor(n / factor)`` of the n
     that were there so far, itself included: the paper's count, but one at least, since a search of fewer than `factor`
-    runs must finish one. On a tie it goes on.
+    runs must finish one. Of many equal values no more go on than the share has room for: now and then, by n, since a
+    rung at which all are equal must neither stop all nor none.
 
     Attributes
     ----------
@@ -259,11 +264,21 @@ class SuccessiveHalving(Stopper):
         rung = self._rung_at(k)
         return _reaches(budget, rung) and (self.max_budget is None or not _reaches(rung, self.max_budget))
 
-    def _cutoff(self, ranked: list[float]) -> float | None:
-        if len(ranked) < max(1, self.competing):
+    def _cutoff(self, others: list[float]) -> float | None:
+        if len(others) < max(1, self.competing):
             return None
-        going_on = max(1, int((len(ranked) + 1) / self.factor + _SLACK))
-        return ranked[going_on - 1] if going_on <= len(ranked) else None
+        return max(self._share(others), self._share(others[-RECENT:]) if RECENT else -math.inf)
+
+    def _share(self, others: list[float]) -> float:
+        """Return the least value that is among the best share of `others` and itself."""
+        n, ranked = len(others), sorted(others, reverse=True)
+        going_on = min(max(1, int((n + 1) / self.factor + _SLACK)), n)
+        least = ranked[going_on - 1]
+        equals = ranked.count(least)
+        if equals == 1:
+            return least
+        share = (going_on - sum(value > least for value in ranked)) / (equals + 1)
+        return least if n * _GOLDEN % 1.0 < share else math.nextafter(least, math.inf)
 
 
 @dataclass(frozen=True)
@@ -316,8 +331,8 @@ class Median(Stopper):
             k = min(k, math.ceil((self.max_budget - self.min_budget) / self.interval - _SLACK) - 1)
         return None if k < 0 else _rounded(self.min_budget + k * self.interval)
 
-    def _cutoff(self, ranked: list[float]) -> float | None:
-        return None if len(ranked) < max(1, self.competing) else statistics.median(ranked)
+    def _cutoff(self, others: list[float]) -> float | None:
+        return None if len(others) < max(1, self.competing) else statistics.median(others)
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,12 @@ class AMBS(HistoryOptimizer):
                 log.exception("No model could be made of %d results; the next ask tries again.", self.num_told)
                 self._model = None
 
+    def _relearn(self) -> None:
+        if self._background and self._thread is not None:
+            self._thread.learn(self._lesson())
+        elif not self._background:
+            self._model = None
+
     @property
     def _to_learn(self) -> int:
         """How many of the results told the model should know.
@@ -325,7 +331,9 @@ class AMBS(HistoryOptimizer):
         numbers, rows = numbers[order], rows[order]
         made_at = self._made_at.setdefault(count, self.num_told)
         early = np.array([self._told_at.get(int(k), 0) < made_at for k in numbers], dtype=bool)
-        return Lesson(Losses(self._history.X[:count], losses), self._criteria(count), numbers, rows, early)
+        curves, amended = self._history.curves(count), self._history.amended
+        history = Losses(self._history.X[:count], losses, curves, amended)
+        return Lesson(history, self._criteria(count), numbers, rows, early)
 
     def _update(self) -> None:
         self._install(make_model(self._teacher, self._lesson(), self._liar_strategy))

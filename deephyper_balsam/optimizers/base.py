@@ -41,6 +41,8 @@ class Optimizer(Protocol):
     - `tell` takes results of any subset of what was asked, in any order, interleaved with `ask`. Each number is told
       once: again with the same value is harmless, with another value an error; a number never asked is an error. A
       point from elsewhere is ``Result(None, y, config={...})``.
+    - A result of a run that was stopped early teaches less than a final one; a final one may follow it, and takes its
+      place.
     - `tell` is atomic: after an error nothing was learnt.
     - The objective is maximised. A failure teaches, and never breaks anything.
     - The same problem, seed and order of asks and tells give the same suggestions, in another process too; and after
@@ -207,6 +209,9 @@ class HistoryOptimizer:
     def _learn(self, new: slice) -> None:
         """Called after results were recorded; `new` says which rows of `self._history` they are."""
 
+    def _relearn(self) -> None:
+        """Called when final results took the place of stopped ones, before `_learn`."""
+
     def _ask_first_in_line(self, n: int) -> list[Trial]:
         trials: list[Trial] = []
         while self._first_in_line and len(trials) < n:
@@ -328,24 +333,30 @@ class HistoryOptimizer:
                 )
         warm_rows = iter(self._warm_rows([result.config or {} for result in results if result.number is None]))
         accepted: list[tuple[Result, FloatArray | None]] = []
-        values: dict[int, float | None] = {}
+        before: dict[int, Result] = {}
         for result in results:
             if result.number is None:
                 accepted.append((result, next(warm_rows)))
-            elif self._is_new(result, values):
-                values[result.number] = result.objective
+            elif self._is_new(result, before):
+                before[result.number] = result
                 accepted.append((result, None))
         if not accepted:
             return
-        start = len(self._history)
+        start, amended = len(self._history), self._history.amended
         for result, row in accepted:
             if row is not None:
                 key = self._encoder.keys(row[None, :])[0]
                 self._known[key] = self._known.get(key, 0) + 1
-            self._history.tell(result.number, row, result.objective)
-        self._learn(slice(start, len(self._history)))
+            if result.number is not None and self._history.state(result.number) == "told":
+                self._history.amend(result.number, result.objective, result.curve)
+            else:
+                self._history.tell(result.number, row, result.objective, result.curve, result.stopped)
+        if self._history.amended > amended:
+            self._relearn()
+        if len(self._history) > start:
+            self._learn(slice(start, len(self._history)))
 
-    def _is_new(self, result: Result, values: dict[int, float | None]) -> bool:
+    def _is_new(self, result: Result, told_with_it: Mapping[int, Result]) -> bool:
         number = result.number
         assert number is not None
         state = self._history.state(number)
@@ -358,11 +369,13 @@ class HistoryOptimizer:
             raise TellError(
                 f"Trial {number} was withdrawn; tell its result as Result(None, objective, config={{...}})."
             )
-        if state == "told":
-            before = self._history.objective_of(number)
-        elif number in values:
-            before = values[number]
+        if number in told_with_it:
+            before, stopped = told_with_it[number].objective, told_with_it[number].stopped
+        elif state == "told":
+            before, stopped = self._history.objective_of(number), self._history.was_stopped(number)
         else:
+            return True
+        if stopped and not result.stopped:  # it went on
             return True
         if before != result.objective:
             raise TellError(

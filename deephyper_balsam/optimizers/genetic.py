@@ -184,7 +184,7 @@ class GeneticAlgorithm(HistoryOptimizer):
         self._plan_keys = list(new)
 
     def _parents(self, told: int) -> list[Individual]:
-        objectives = self._history.y[:told]
+        objectives = self._history.finals(told)
         done = np.flatnonzero(~np.isnan(objectives))
         # Of equals the newest first: on a plateau the population drifts on instead of standing still.
         best = done[np.lexsort((-done, -objectives[done]))[: self.population]]

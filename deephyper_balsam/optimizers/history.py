@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from deephyper_balsam.optimizers.stopped import Curves, finals, grown_curves, thinned
 from deephyper_balsam.problem.space import BoolArray, FloatArray
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
@@ -36,6 +38,8 @@ class History:
         self._pending_rows: FloatArray = np.empty((64, width))
         self._pending_numbers: list[int] = []
         self._slots: dict[int, int] = {}
+        self._curves: Curves | None = None  # of all results, once one recorded something
+        self.amended = 0
 
     def __len__(self) -> int:
         return self._told
@@ -49,6 +53,19 @@ class History:
     def y(self) -> FloatArray:
         """Objectives (maximised), in the order told; shape (n,), NaN for a failure. A read-only view."""
         return _view(self._objectives, self._told)
+
+    def curves(self, count: int | None = None) -> Curves | None:
+        """What the first `count` runs recorded, all by default; None: nothing. Views of what is never written again."""
+        return None if self._curves is None else self._curves.first(self._told if count is None else count)
+
+    def finals(self, count: int | None = None) -> FloatArray:
+        """What the first `count` runs reached, or would have if they had not been stopped early; shape (count,)."""
+        count = self._told if count is None else count
+        return finals(self.y[:count], self.curves(count))
+
+    def was_stopped(self, number: int) -> bool:
+        """Whether a told trial was stopped early."""
+        return self._curves is not None and bool(self._curves.stopped[self._place[number]])
 
     @property
     def failed(self) -> BoolArray:
@@ -106,7 +123,14 @@ class History:
         self._slots[number] = slot
         return number
 
-    def tell(self, number: int | None, row: FloatArray | None, objective: float | None) -> None:
+    def tell(
+        self,
+        number: int | None,
+        row: FloatArray | None,
+        objective: float | None,
+        curve: Sequence[tuple[float, float]] = (),
+        stopped: bool = False,
+    ) -> None:
         """Record the result of a pending trial, or of a warm start (no number, but a row)."""
         if number is not None:
             row = self._take(number)
@@ -119,7 +143,29 @@ class History:
         self._rows[self._told] = row
         self._objectives[self._told] = math.nan if objective is None else objective
         self._numbers[self._told] = -1 if number is None else number
+        if curve or stopped or self._curves is not None:
+            self._put_curve(self._told, curve, stopped)
         self._told += 1
+
+    def amend(self, number: int, objective: float | None, curve: Sequence[tuple[float, float]]) -> None:
+        """Take the final result of a trial that was stopped early, and went on later, in the place of the first.
+
+        What others were given of the history stays as it was: they may read it in another thread.
+        """
+        place = int(self._place[number])
+        self._objectives = self._objectives.copy()
+        self._objectives[place] = math.nan if objective is None else objective
+        assert self._curves is not None
+        self._curves = Curves(self._curves.budgets.copy(), self._curves.values.copy(), self._curves.stopped.copy())
+        self._put_curve(place, curve, stopped=False)
+        self.amended += 1
+
+    def _put_curve(self, place: int, curve: Sequence[tuple[float, float]], stopped: bool) -> None:
+        kept = self._curves
+        if kept is None or place >= len(kept.stopped):
+            kept = self._curves = grown_curves(kept, len(self._rows))
+        kept.budgets[place], kept.values[place] = thinned(curve)
+        kept.stopped[place] = stopped
 
     def withdraw(self, number: int) -> FloatArray:
         """Take a pending trial out, and return its row."""

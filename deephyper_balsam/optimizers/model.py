@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from deephyper_balsam.optimizers.acquisition import Criterion, Neighbourhood, candidate_pool, score
+from deephyper_balsam.optimizers.stopped import Curves, finals
 from deephyper_balsam.optimizers.surrogates import (
     DistancePool,
     Features,
@@ -58,17 +59,29 @@ class Losses:
         Canonical rows, shape (n, d).
     losses
         Losses to minimise, shape (n,); NaN where a trial failed.
+    curves
+        What the runs recorded, maximised; None: nothing.
+    amended
+        How many of them are final results that took the place of stopped ones.
     """
 
     unit: FloatArray
     losses: FloatArray
+    curves: Curves | None = None
+    amended: int = 0
 
     def __len__(self) -> int:
         return len(self.losses)
 
     def first(self, n: int) -> Losses:
         """The first `n` results."""
-        return Losses(self.unit[:n], self.losses[:n])
+        curves = None if self.curves is None else self.curves.first(n)
+        return Losses(self.unit[:n], self.losses[:n], curves, self.amended)
+
+    @property
+    def finished(self) -> Losses:
+        """The losses that each run reached, or would have if it had not been stopped early."""
+        return Losses(self.unit, -finals(-self.losses, self.curves), None, self.amended)
 
 
 class Feasibility:
@@ -121,7 +134,7 @@ class Teacher:
         self.surrogate = surrogate
         self.pool_size = pool_size
         self.seed = seed
-        self._hyperparameters: tuple[int, Hyperparameters] | None = None
+        self._hyperparameters: tuple[int, int, Hyperparameters] | None = None
 
     def learn(self, history: Losses, criteria: tuple[Criterion, ...]) -> Model:
         """Fit a surrogate to the history and gather its candidates, by local search under each of `criteria`.
@@ -129,6 +142,7 @@ class Teacher:
         Never raises on degenerate data: without a single success, or with equal losses, the candidates are those
         farthest from what failed or was tried.
         """
+        told, history = history, history.finished
         n = len(history)
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(n, 1)))
         seed = int(rng.integers(2**31))
@@ -137,29 +151,32 @@ class Teacher:
         z = warp(history.losses[good]) if len(good) else np.empty(0)
         if not len(good) or np.ptp(z) == 0.0:
             return self._unlearned(history, rng, feasibility)
-        surrogate = self._fitted(history, good, z, seed)
+        surrogate = self._fitted(told, history.unit[good], z, seed)
         return self._pooled(history, good, z, surrogate, feasibility, rng, criteria)
 
-    def _fitted(self, history: Losses, good: IntArray, z: FloatArray, seed: int) -> Surrogate:
+    def _fitted(self, told: Losses, unit: FloatArray, z: FloatArray, seed: int) -> Surrogate:
         kind, hyperparameters = self.surrogate, None
         if kind in ("GP", "auto"):
-            hyperparameters = self._hyperparameters_for(history)
-            rough = hyperparameters.noise > _ROUGH and len(history) % 2 == 0
+            hyperparameters = self._hyperparameters_for(told)
+            rough = hyperparameters.noise > _ROUGH and len(told) % 2 == 0
             kind = "RF" if kind == "auto" and rough else "GP"
         surrogate = make_surrogate(kind, self.features, hyperparameters)
-        surrogate.fit(history.unit[good], z, seed)
+        surrogate.fit(unit, z, seed)
         return surrogate
 
-    def _hyperparameters_for(self, history: Losses) -> Hyperparameters:
-        point = refit_point(len(history))
-        if self._hyperparameters is None or self._hyperparameters[0] != point:
-            past = history.first(point)
+    def _hyperparameters_for(self, told: Losses) -> Hyperparameters:
+        # What stopped runs would have reached is reckoned from the first results alone, too: a search that goes on, and
+        # knows more by then, comes to the same
+        point, amended = refit_point(len(told)), told.amended
+        if self._hyperparameters is None or self._hyperparameters[:2] != (point, amended):
+            past = told.first(point).finished
             good = ~np.isnan(past.losses)
             if not good.any():
-                past, good = history, ~np.isnan(history.losses)
+                past = told.finished
+                good = ~np.isnan(past.losses)
             found = fit_gp_hyperparameters(self.features, past.unit[good], warp(past.losses[good]))
-            self._hyperparameters = (point, found)
-        return self._hyperparameters[1]
+            self._hyperparameters = (point, amended, found)
+        return self._hyperparameters[2]
 
     def _pooled(
         self,

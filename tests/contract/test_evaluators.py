@@ -112,10 +112,11 @@ class SimulatedRig(Rig):
         self.evaluator.open("s", dict(SETTINGS), max_evals=100)
 
     def begin(self) -> list[int]:
-        return [one.number for one in sorted(self.evaluator._running) if one.end > self.clock.now]
+        ends = {number: one.end_at for number, one in self.evaluator._running.items()}
+        return [number for number in sorted(ends, key=ends.__getitem__) if ends[number] > self.clock.now]
 
     def end(self, number: int) -> None:
-        self.clock.now = next(one.end for one in self.evaluator._running if one.number == number)
+        self.clock.now = self.evaluator._running[number].end_at
 
     def close(self) -> None:
         self.evaluator.close()

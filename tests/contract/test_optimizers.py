@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from deephyper_balsam.errors import ProblemError, SettingsError, TellError
 from deephyper_balsam.optimizers import make_optimizer, optimizer_options
 from deephyper_balsam.optimizers.base import Optimizer
 from deephyper_balsam.problem.hp_problem import HpProblem
-from deephyper_balsam.trial import Result
+from deephyper_balsam.trial import Result, Trial
 
 ROOT = Path(__file__).parents[2]
 every_method = pytest.mark.parametrize("method", ALL)
@@ -266,6 +267,58 @@ def test_restore_keeps_withdrawn_numbers_and_warm_starts(method: str) -> None:
     loop.tell(told)
     again = make(method, mixed_problem(), 3)
     again.restore(trials, [warm, *told], withdrawn=[2])
+    assert as_data(again.ask(5)) == as_data(loop.ask(5))
+
+
+@every_method
+def test_the_final_result_of_a_run_that_was_stopped_takes_the_place_of_the_first(method: str) -> None:
+    optimizer = make(method, mixed_problem())
+    numbers = [trial.number for trial in optimizer.ask(4)]
+    stopped = Result(numbers[0], 0.1, curve=[(1.0, 0.1)], stopped=True)
+    final = Result(numbers[0], 0.6, curve=[(1.0, 0.1), (9.0, 0.6)])
+    optimizer.tell([stopped, Result(numbers[1], 0.5)])
+    optimizer.tell(stopped)
+    assert optimizer.num_told == 2
+    for wrong in ([Result(numbers[0], 0.2, stopped=True)], [final, Result(numbers[0], 0.2, stopped=True)]):
+        with pytest.raises(TellError, match=r"was told the objective 0\.[16]"):
+            optimizer.tell(wrong)
+    optimizer.tell(final)
+    optimizer.tell(final)
+    assert optimizer.num_told == 2
+    assert sorted(-value for value in optimizer.to_skopt().func_vals) == [0.5, 0.6]
+    for other in (stopped, Result(numbers[0], 0.7)):
+        with pytest.raises(TellError, match=r"was told the objective 0\.6"):
+            optimizer.tell(other)
+
+
+@every_method
+@pytest.mark.parametrize("seed", range(2))
+def test_a_restored_search_with_stopped_runs_goes_on_as_the_uninterrupted_one(method: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    loop = make(method, mixed_problem(), seed)
+    trials: list[Trial] = []
+    results: list[Result] = []
+    stopped: list[Result] = []
+
+    def told(trial: Trial, stop: bool) -> Result:
+        whole = result_of(trial)
+        if whole.objective is None:
+            return whole
+        curve = [(float(epoch), whole.objective - 1.0 / epoch) for epoch in ((1,) if stop else (1, 3, 9))]
+        return replace(whole, objective=curve[-1][1], curve=curve, stopped=stop)
+
+    for step in range(8):
+        asked = loop.ask(4)
+        trials += asked
+        new = [told(trial, bool(rng.random() < 0.6)) for trial in asked]
+        stopped += [result for result in new if result.stopped]
+        if step == 5:  # the best two go on
+            best = sorted(stopped, key=lambda result: -(result.objective or 0.0))[:2]
+            new += [told(trials[result.number or 0], False) for result in best]
+        loop.tell(new)
+        results += new
+    again = make(method, mixed_problem(), seed)
+    again.restore(trials, results)
     assert as_data(again.ask(5)) == as_data(loop.ask(5))
 
 

@@ -167,8 +167,26 @@ def test_a_run_goes_on_exactly_if_it_is_in_the_top_share_itself_included() -> No
 
 
 def test_a_tie_goes_on() -> None:
-    assert not stops(parse_stopper("sha"), 0.5, [0.5] * 20)
+    assert not stops(parse_stopper("sha"), 0.5, [0.1, 0.2, 0.3, 0.5, 0.4])
     assert not stops(parse_stopper("median"), 0.5, [0.5] * 20)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_where_all_are_equal_a_share_goes_on(factor: int) -> None:
+    stopper = SuccessiveHalving(None, 1, factor, 5)
+    going_on = [not stops(stopper, 0.5, [0.5] * n) for n in range(5, 305)]
+    assert sum(going_on) == pytest.approx(300 / factor, rel=0.05)
+    assert not any(stops(stopper, 0.6, [0.5] * n) for n in range(5, 50))
+
+
+def test_where_half_are_equal_and_best_a_share_of_all_goes_on() -> None:
+    rng = random.Random(4)
+    stopper, others, going_on = SuccessiveHalving(None, 1, 4, 5), [], 0
+    for _ in range(400):
+        value = rng.choice([1.0, rng.random()])
+        going_on += not stops(stopper, value, others)
+        others.append(value)
+    assert going_on == pytest.approx(100, rel=0.2)
 
 
 def test_nobody_is_stopped_among_too_few() -> None:
