@@ -22,10 +22,10 @@ Standing = dict[str, Any]
 the next one, or None; `max` is the largest budget of a run, if it is known."""
 
 DEFAULT_COMPETING = 5
+DEFAULT_RECENT = 30
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 """Its multiples fill the unit interval evenly: those of them below a share are that share of the multiples."""
-RECENT = 0
 _SLACK = 1e-9
 """Budgets that differ by less, relatively, are the same: ten times 0.1 is a whole epoch."""
 _MOST_RUNGS = 1000
@@ -226,6 +226,10 @@ class SuccessiveHalving(Stopper):
         A run in so many goes on at each rung, and the next rung is so many times further.
     competing
         While fewer runs than these were there, nobody is stopped.
+    recent
+        A run must be among that share of the last so many that were there, too; 0: among that of all is enough. In a
+        search that learns, what is asked later is better: nearly all of it is among the best of all that ever were, and
+        would run to its end.
     """
 
     kind: ClassVar[str] = "sha"
@@ -235,12 +239,14 @@ class SuccessiveHalving(Stopper):
     min_budget: float = 1.0
     factor: float = 3.0
     competing: int = DEFAULT_COMPETING
+    recent: int = DEFAULT_RECENT
 
     def __post_init__(self) -> None:
         _positive("min", self, "min_budget")
         _positive("max", self, "max_budget", optional=True)
         _number("factor", self, "factor")
         _count("competing", self, "competing")
+        _count("recent", self, "recent")
         if not self.factor >= 1.1:
             raise SettingsError(f"`factor >= 1.1` must hold, but got (factor={self.factor:g}); usual are 2, 3 and 4.")
         _in_order(self.min_budget, self.max_budget)
@@ -267,10 +273,16 @@ class SuccessiveHalving(Stopper):
     def _cutoff(self, others: list[float]) -> float | None:
         if len(others) < max(1, self.competing):
             return None
-        return max(self._share(others), self._share(others[-RECENT:]) if RECENT else -math.inf)
+        phase = len(others) * _GOLDEN % 1.0
+        cutoff = self._share(others, phase)
+        return max(cutoff, self._share(others[-self.recent :], phase)) if self.recent else cutoff
 
-    def _share(self, others: list[float]) -> float:
-        """Return the least value that is among the best share of `others` and itself."""
+    def _share(self, others: list[float], phase: float) -> float:
+        """Return the least value that is among the best share of `others` and itself.
+
+        Where many are equal to it, a new one counts as among them when `phase`, from 0 to 1, is below what the share
+        has room for.
+        """
         n, ranked = len(others), sorted(others, reverse=True)
         going_on = min(max(1, int((n + 1) / self.factor + _SLACK)), n)
         least = ranked[going_on - 1]
@@ -278,7 +290,7 @@ class SuccessiveHalving(Stopper):
         if equals == 1:
             return least
         share = (going_on - sum(value > least for value in ranked)) / (equals + 1)
-        return least if n * _GOLDEN % 1.0 < share else math.nextafter(least, math.inf)
+        return least if phase < share else math.nextafter(least, math.inf)
 
 
 @dataclass(frozen=True)
@@ -370,8 +382,9 @@ NEVER = Stopper()
 """Stops no run."""
 
 _KINDS: dict[str, type[Stopper]] = {one.kind: one for one in (SuccessiveHalving, Median, AtBudget, Stopper)}
+_COUNTS = ("competing", "recent")
 _NAMES = {"max_budget": "max", "min_budget": "min"}
-_FORMS = "sha:max=27,min=1,factor=3,competing=5; median:min=1,interval=1,competing=5; epoch:K; none"
+_FORMS = "sha:max=27,min=1,factor=3,competing=5,recent=30; median:min=1,interval=1,competing=5; epoch:K; none"
 
 
 def parse_stopper(text: str) -> Stopper:
@@ -380,8 +393,8 @@ def parse_stopper(text: str) -> Stopper:
     Parameters
     ----------
     text
-        ``sha:max=27,min=1,factor=3,competing=5``, ``median:max=27,min=1,interval=1,competing=5``, ``epoch:K`` or
-        ``none``. What is left out has its default, and `max` is learnt from the runs that finish.
+        ``sha:max=27,min=1,factor=3,competing=5,recent=30``, ``median:max=27,min=1,interval=1,competing=5``,
+        ``epoch:K`` or ``none``. What is left out has its default, and `max` is learnt from the runs that finish.
 
     Raises
     ------
@@ -418,9 +431,9 @@ def _made(kind: Any, settings: dict[str, Any], said: Any) -> Stopper:
 
 def _as_number(name: str, value: str, text: str) -> float | int:
     try:
-        return int(value) if name == "competing" else float(value)
+        return int(value) if name in _COUNTS else float(value)
     except ValueError:
-        what = "a whole number" if name == "competing" else "a number"
+        what = "a whole number" if name in _COUNTS else "a number"
         raise SettingsError(f"`{name}` of a stopper must be {what}, but got {value!r} in {text!r}.") from None
 
 

@@ -24,7 +24,7 @@ TEXTS = [
     "epoch:0.25",
     "sha",
     "sha:max=27,min=1,factor=3",
-    "sha:max=81,min=3,factor=4,competing=0",
+    "sha:max=81,min=3,factor=4,competing=0,recent=0",
     "median",
     "median:max=50,min=2,interval=5,competing=1",
 ]
@@ -40,11 +40,11 @@ def test_a_stopper_goes_to_text_and_json_and_back(text: str) -> None:
 
 
 def test_what_is_left_out_has_its_default_and_max_is_unknown() -> None:
-    assert parse_stopper("sha") == SuccessiveHalving(None, 1.0, 3.0, 5)
-    assert parse_stopper(" sha: max=27 , factor=2 ") == SuccessiveHalving(27.0, 1.0, 2.0, 5)
+    assert parse_stopper("sha") == SuccessiveHalving(None, 1.0, 3.0, 5, 30)
+    assert parse_stopper(" sha: max=27 , factor=2 ") == SuccessiveHalving(27.0, 1.0, 2.0, 5, 30)
     assert parse_stopper("epoch:budget=3") == AtBudget(3.0)
     assert parse_stopper("none") is not None
-    assert SuccessiveHalving(27, 1, 3, 5).to_text() == "sha:max=27,min=1,factor=3,competing=5"
+    assert SuccessiveHalving(27, 1, 3, 5).to_text() == "sha:max=27,min=1,factor=3,competing=5,recent=30"
     assert AtBudget(1).to_text() == "epoch:1"
 
 
@@ -54,11 +54,12 @@ def test_what_is_left_out_has_its_default_and_max_is_unknown() -> None:
         ("asha", r"one of sha:.*but got 'asha'"),
         ("", "but got ''"),
         ("sha:max", "'max' has no value"),
-        ("sha:maximum=27", "has the settings max, min, factor, competing, but got 'maximum'"),
+        ("sha:maximum=27", "has the settings max, min, factor, competing, recent, but got 'maximum'"),
         ("sha:max=many", "`max` of a stopper must be a number, but got 'many'"),
         ("sha:max=27,max=9", "twice"),
         ("sha:competing=2.5", "whole number, but got '2.5'"),
         ("sha:competing=-1", "at least 0"),
+        ("sha:recent=some", "whole number, but got 'some'"),
         ("sha:min=0", "`min > 0`"),
         ("sha:min=nan", "finite number"),
         ("sha:max=inf", "finite number"),
@@ -158,7 +159,7 @@ def stops(stopper: Stopper, value: float, others: list[float]) -> bool:
 def test_a_run_goes_on_exactly_if_it_is_in_the_top_share_itself_included() -> None:
     rng = random.Random(1)
     for factor in (2, 3, 4, 2.5):
-        stopper = SuccessiveHalving(None, 1, factor, 0)
+        stopper = SuccessiveHalving(None, 1, factor, 0, 0)
         for n in range(1, 60):
             others = [rng.random() for _ in range(n)]
             value = rng.random()
@@ -171,11 +172,32 @@ def test_a_tie_goes_on() -> None:
     assert not stops(parse_stopper("median"), 0.5, [0.5] * 20)
 
 
+def test_of_a_stream_that_gets_better_a_share_goes_on_and_not_nearly_all() -> None:
+    rng = random.Random(5)
+    shares = []
+    for stopper in (SuccessiveHalving(competing=5, recent=30), SuccessiveHalving(competing=5, recent=0)):
+        others: list[float] = []
+        going_on = 0
+        for n in range(300):
+            value = rng.gauss(0.03 * n, 1.0)
+            going_on += not stops(stopper, value, others)
+            others.append(value)
+        shares.append(going_on / 300)
+    assert shares[0] < 0.5
+    assert shares[1] > 0.8
+
+
+def test_a_stream_that_gets_worse_is_held_to_the_best_of_all() -> None:
+    values = [1.0 - 0.01 * n for n in range(100)]
+    stopper = parse_stopper("sha")
+    assert all(stops(stopper, value, values[:n]) for n, value in enumerate(values) if n >= 10)
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_where_all_are_equal_a_share_goes_on(factor: int) -> None:
     stopper = SuccessiveHalving(None, 1, factor, 5)
     going_on = [not stops(stopper, 0.5, [0.5] * n) for n in range(5, 305)]
-    assert sum(going_on) == pytest.approx(300 / factor, rel=0.05)
+    assert sum(going_on) == pytest.approx(300 / factor, rel=0.12)
     assert not any(stops(stopper, 0.6, [0.5] * n) for n in range(5, 50))
 
 
@@ -239,13 +261,11 @@ def test_a_run_at_the_learnt_max_is_not_stopped() -> None:
     assert stopper.decide(9.0, 0.1, learnt).stop
 
 
-def test_the_note_is_small_json_and_says_the_same_in_any_order() -> None:
+def test_the_note_is_small_json() -> None:
     stopper = parse_stopper("sha:max=27")
     rng = random.Random(2)
     values = [rng.random() for _ in range(4096)]
     note = stopper.standing({1.0: values, 3.0: values[:1000], 9.0: values[:5]})
-    shuffled = rng.sample(values, len(values))
-    assert note["rungs"]["1"] == stopper.standing({1.0: shuffled})["rungs"]["1"]
     assert json.loads(json.dumps(note)) == note
     assert len(json.dumps(note)) < 200
     assert note["max"] == 27.0
