@@ -21,10 +21,9 @@ MOST_POINTS = 32
 _MOST_LEVELS = 16
 """At no more budgets are stopped runs compared with those that went on."""
 _FEW = 3
-"""With fewer runs that went on no slope is fitted, only the distance between the budgets."""
+"""With fewer runs that went on no slope is fitted."""
 _STEEPEST = 20.0
 _SLACK = 1e-9
-RULE = "line"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def finals(objectives: FloatArray, curves: Curves | None) -> FloatArray:
     FloatArray
         Shape (n,); the same where nothing was stopped.
     """
-    if curves is None or RULE == "last":
+    if curves is None:
         return objectives
     stopped = curves.stopped & ~np.isnan(objectives)
     if not stopped.any():
@@ -130,7 +129,7 @@ def finals(objectives: FloatArray, curves: Curves | None) -> FloatArray:
         went_on = ~here & (last > level * (1 + _SLACK)) & ~np.isnan(values) & ~np.isnan(reached)
         went_on &= ~stopped | (level_of > level)
         if went_on.any():
-            reached[here] = RULES[RULE](values[went_on], reached[went_on], values[here])
+            reached[here] = extrapolated(values[went_on], reached[went_on], values[here])
     return reached
 
 
@@ -142,27 +141,21 @@ def _levels(last: FloatArray, stopped: BoolArray) -> FloatArray:
     return np.asarray(budgets[np.clip(np.searchsorted(budgets, last, side="right") - 1, 0, len(budgets) - 1)])
 
 
-def _shift(before: FloatArray, after: FloatArray, values: FloatArray) -> FloatArray:
-    return np.asarray(values + np.median(after - before))
+def extrapolated(before: FloatArray, after: FloatArray, values: FloatArray) -> FloatArray:
+    """Return where runs that were stopped would have got to, from those that went on.
 
+    The line has the slope of least squares, at least 0, and goes through the median of what went on; with fewer than
+    three of these its slope is 1. On real learning curves a search found more with it than with the last values as they
+    were, or with the quantile among all at the rung, taken as that among those that finished (docs/stopping.md).
 
-def _line(before: FloatArray, after: FloatArray, values: FloatArray) -> FloatArray:
-    """Return `values` on the line from `before` to `after`, of the slope of least squares through the medians."""
-    if len(before) < _FEW or np.ptp(before) == 0:
-        return _shift(before, after, values)
-    slope = np.clip(np.polyfit(before, after, 1)[0], 0.0, _STEEPEST)
+    Parameters
+    ----------
+    before, after
+        What the runs that went on had recorded at the budget, and what they reached; shape (m,), m >= 1.
+    values
+        What the stopped ones had recorded there, shape (k,).
+    """
+    slope = 1.0
+    if len(before) >= _FEW and np.ptp(before) > 0:
+        slope = float(np.clip(np.polyfit(before, after, 1)[0], 0.0, _STEEPEST))
     return np.asarray(slope * values + np.median(after - slope * before))
-
-
-def _quantile(before: FloatArray, after: FloatArray, values: FloatArray) -> FloatArray:
-    every = np.sort(np.concatenate([before, values]))
-    share = (np.searchsorted(every, values) + 0.5) / len(every)
-    return np.asarray(np.quantile(after, share))
-
-
-def _worst(before: FloatArray, after: FloatArray, values: FloatArray) -> FloatArray:
-    """Return the order of `values` below the worst of `after`."""
-    return np.asarray(np.minimum(_line(before, after, values), np.quantile(after, 0.25)))
-
-
-RULES = {"shift": _shift, "line": _line, "quantile": _quantile, "worst": _worst}
