@@ -79,7 +79,7 @@ def thinned(curve: Any) -> tuple[FloatArray, FloatArray]:
     """
     points = np.array([(budget, value) for budget, value in curve], dtype=np.float64).reshape(-1, 2)
     if len(points) > MOST_POINTS:
-        wanted = np.geomspace(points[0, 0], points[-1, 0], MOST_POINTS)
+        wanted = np.geomspace(max(points[0, 0], points[-1, 0] * _SLACK), points[-1, 0], MOST_POINTS)
         kept = np.unique(np.searchsorted(points[:, 0], wanted * (1 - _SLACK)))
         points = points[np.minimum(kept, len(points) - 1)]
     budgets, values = np.full(MOST_POINTS, np.inf), np.full(MOST_POINTS, np.nan)
