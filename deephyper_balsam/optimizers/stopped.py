@@ -145,8 +145,7 @@ def extrapolated(before: FloatArray, after: FloatArray, values: FloatArray) -> F
     """Return where runs that were stopped would have got to, from those that went on.
 
     The line has the slope of least squares, at least 0, and goes through the median of what went on; with fewer than
-    three of these its slope is 1. On real learning curves a search found more with it than with the last values as they
-    were, or with the quantile among all at the rung, taken as that among those that finished (docs/stopping.md).
+    three of these its slope is 1. What was measured with other rules stands in docs/early_discarding.md.
 
     Parameters
     ----------
