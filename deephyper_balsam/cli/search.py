@@ -234,6 +234,7 @@ def status(name: str, as_json: bool) -> None:
     from deephyper_balsam.driver import code_versions
     from deephyper_balsam.driver.health import read_health
     from deephyper_balsam.monitor.timeline import read_busy
+    from deephyper_balsam.results.early import saved
     from deephyper_balsam.results.table import best, lines_of
     from deephyper_balsam.store.gateway import Gateway
     from deephyper_balsam.store.record import find_record
@@ -250,7 +251,7 @@ def status(name: str, as_json: bool) -> None:
     failures = dict(Counter(line["m:failure"] for line in lines if line["job_status"] == "FAILED"))
     best_line, minimize = best(lines), minimises(record.settings)
     found = standing(gateway, record, states)
-    busy = read_busy(gateway, record, rows)
+    busy, early = read_busy(gateway, record, rows), saved(lines)
     if as_json:
         trials = {
             "settings": record.settings,
@@ -260,6 +261,7 @@ def status(name: str, as_json: bool) -> None:
             **health,
             "code_versions": code_versions.count(lines),
             "busy": busy,
+            "early": None if early is None else early.to_dict(),
             "best": best_line,
         }
         echo_json({"name": name, **trials, **found})
@@ -273,6 +275,8 @@ def status(name: str, as_json: bool) -> None:
     click.echo("Trials: " + (by_state(states) or "none yet"))
     if busy is not None:
         click.echo(f"Nodes: {busy:.1%} busy with runs (more: deephyper-balsam search utilization {name})")
+    if early is not None:
+        click.echo(f"Early: {early}")
     for site, at_site in at_sites.items() if len(at_sites) > 1 else ():
         click.echo(f"  at {site}: {by_state(at_site) or 'none'}")
     for reason, count in by_kind(failures.items())[:10]:

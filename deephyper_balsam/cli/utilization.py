@@ -44,6 +44,8 @@ def utilization(name: str, output: Path | None, as_json: bool) -> None:
     """
     from deephyper_balsam.monitor.node_hours import count_node_hours
     from deephyper_balsam.monitor.timeline import read_timeline
+    from deephyper_balsam.results.early import saved
+    from deephyper_balsam.results.table import read_lines
     from deephyper_balsam.store.gateway import Gateway
     from deephyper_balsam.store.record import find_record
 
@@ -52,11 +54,15 @@ def utilization(name: str, output: Path | None, as_json: bool) -> None:
 
         check_drawing(output)
     gateway = Gateway()
-    hours = count_node_hours(read_timeline(gateway, find_record(gateway, name)))
+    record = find_record(gateway, name)
+    hours = count_node_hours(read_timeline(gateway, record))
+    early = saved(read_lines(gateway, record)) if record.settings.get("stopper") else None
     if as_json:
-        echo_json(hours.to_dict())
+        echo_json({**hours.to_dict(), "early": None if early is None else early.to_dict()})
     else:
         _say(name, hours)
+        if early is not None:
+            click.echo(f"\n{early}.")
     if output is not None:
         from deephyper_balsam.results.analysis.drawing import draw
         from deephyper_balsam.results.analysis.look import spec

@@ -19,6 +19,7 @@ from deephyper_balsam.node.stoppers import NEVER, parse_stopper
 from deephyper_balsam.optimizers import make_optimizer
 from deephyper_balsam.problem.hp_problem import HpProblem
 from deephyper_balsam.results import table as results
+from deephyper_balsam.results.early import saved
 from deephyper_balsam.store.search_state import Budget, EndReason
 from deephyper_balsam.trial import Result
 
@@ -310,6 +311,8 @@ class Search(Generic[Session]):
         if best is not None:
             value, number = f"{turned(best['objective'], self.minimize):.6g}", best["job_id"]
             said.append(f"Best {title(self.minimize)} {value} (trial {number}): {results.configuration(best)}")
+        early = saved(lines)
+        said += [f"Early: {early}."] if early is not None else []
         said += [f"Failed: {reason}" for reason in why_failed(lines)]
         said.append(f"Results: {self.folder / 'results.csv'}")
         if self.stopped or (driver.requests is not None and driver.requests.stopped_by is not None):

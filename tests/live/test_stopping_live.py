@@ -80,11 +80,14 @@ class Search:
     def rows(self) -> dict[int, dict[str, Any]]:
         return {int(row["tags"]["trial"]): row for row in self.gateway.jobs({"search": self.name})}
 
-    def table(self) -> list[dict[str, Any]]:
-        words = [*CLI, "results", self.name, "--json"]
+    def json(self, what: str) -> Any:
+        words = [*CLI, what, self.name, "--json"]
         done = subprocess.run(words, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return json.loads(done.stdout)
+
+    def table(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.json("results")
         return found
 
     def epochs(self) -> dict[int, list[tuple[int, int]]]:
@@ -133,6 +136,10 @@ def test_runs_stop_at_their_rungs_and_all_decisions_follow_from_what_balsam_hold
     for row in table:
         assert row["objective"] == pytest.approx(row["p:x"] * row["m:budget"])
         assert [budget for budget, _ in row["m:curve"]] == [float(n) for n in range(1, int(row["m:budget"]) + 1)]
+    found = search.json("status")["early"]
+    assert (found["recorded"], found["stopped"]) == (12, len(stopped))
+    assert 0.2 < found["share"] < 0.9
+    assert found == search.json("utilization")["early"]
     spent = {number: len(epochs) for number, epochs in search.epochs().items()}
     assert spent == {row["job_id"]: row["m:budget"] for row in table}  # what was stopped trained no more
     # The note is what all that was recorded leads to
