@@ -5,13 +5,19 @@ DIGITS_TORCH_DATA     an MNIST .npz as Keras names its arrays (x_train, y_train,
                       without it
 DIGITS_TORCH_EPOCHS   passes over the training set (default 20)
 DIGITS_TORCH_MAX_S    seconds after which training stops where it is (default 60)
+DIGITS_TORCH_CHECKPOINT_S
+                      seconds from one checkpoint to the next (default 10)
+
+The run records its accuracy after each pass, ends where a stopper says so, and goes on from its checkpoint after a cut.
 """
 
 import argparse
 import os
+import tempfile
 import time
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,22 +85,41 @@ def build_model(job, num_inputs, num_classes):
     return model
 
 
-def train(model, optimizer, x, y, batch_size, epochs, deadline):
-    """Train for `epochs`, or until `deadline` (monotonic seconds); return the epochs done and the last loss."""
+def train_epoch(model, optimizer, x, y, batch_size, deadline):
+    """Train for one pass, or until `deadline` (monotonic seconds); return the share that was done, and the loss."""
     model.train()
     seen = 0
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), device=x.device).split(batch_size):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
-            loss.backward()
-            optimizer.step()
-            seen += len(batch)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"training diverged: the loss is {loss.item()}")
-            if time.monotonic() > deadline:
-                return seen / len(x), loss.item()
+    for batch in torch.randperm(len(x), device=x.device).split(batch_size):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+        loss.backward()
+        optimizer.step()
+        seen += len(batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"training diverged: the loss is {loss.item()}")
+        if time.monotonic() > deadline:
+            break
     return seen / len(x), loss.item()
+
+
+def save(job, model, optimizer, epoch):
+    """Write a checkpoint into the trial's folder; a cut while it is written leaves the one before."""
+    partial = job.folder / "checkpoint.partial"
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**states, "random": torch.get_rng_state(), "epoch": epoch}, partial)
+    os.replace(partial, job.folder / "checkpoint.pt")
+
+
+def load(job, model, optimizer, device):
+    """Go on from the checkpoint of an earlier start of this run; return the epochs that were done by then, or 0."""
+    checkpoint = job.folder / "checkpoint.pt"
+    if not job.restarts or not checkpoint.exists():
+        return 0
+    kept = torch.load(checkpoint, map_location=device, weights_only=True)
+    model.load_state_dict(kept["model"])
+    optimizer.load_state_dict(kept["optimizer"])
+    torch.set_rng_state(kept["random"].cpu())
+    return kept["epoch"]
 
 
 def accuracy(model, x, y):
@@ -112,6 +137,7 @@ def run(job):
     start = time.monotonic()
     max_epochs = int(os.environ.get("DIGITS_TORCH_EPOCHS", "20"))
     deadline = start + float(os.environ.get("DIGITS_TORCH_MAX_S", "60"))
+    checkpoint_s = float(os.environ.get("DIGITS_TORCH_CHECKPOINT_S", "10"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEED)
 
@@ -120,14 +146,30 @@ def run(job):
     optimizer = OPTIMIZERS[job["optimizer"]](
         model.parameters(), lr=job["learning_rate"], weight_decay=job["weight_decay"]
     )
-    epochs, loss = train(model, optimizer, x, y, job["batch_size"], max_epochs, deadline)
+    done, loss, stopped_by, saved_at = load(job, model, optimizer, device), None, "epochs", start
+    while done < max_epochs:
+        share, loss = train_epoch(model, optimizer, x, y, job["batch_size"], deadline)
+        done += share
+        if share < 1:
+            stopped_by = "time"
+            break
+        if time.monotonic() - saved_at > checkpoint_s:
+            save(job, model, optimizer, done)
+            saved_at = time.monotonic()
+        job.record(done, accuracy(model, *valid))
+        if job.stopped():
+            stopped_by = "stopper"
+            break
+        if time.monotonic() > deadline and done < max_epochs:
+            stopped_by = "time"
+            break
     return {
         "objective": accuracy(model, *valid),
         "metadata": {
             "test_accuracy": accuracy(model, *test),
             "loss": loss,
-            "epochs": round(epochs, 2),
-            "stopped_by": "epochs" if epochs == max_epochs else "time",
+            "epochs": round(done, 2),
+            "stopped_by": stopped_by,
             "total_s": round(time.monotonic() - start, 3),
             "num_weights": sum(weights.numel() for weights in model.parameters()),
             "device": device,
@@ -149,6 +191,8 @@ def main():
 
     from problem import problem  # beside this file; on a node it is not needed
 
+    from deephyper_balsam.node.running_job import RunningJob
+
     job = problem.default_configuration
     changes = dict(change.partition("=")[::2] for change in args.changes)
     try:
@@ -157,7 +201,8 @@ def main():
     except ValueError as error:
         parser.error(str(error))
     print(job)
-    print(run(job))
+    with tempfile.TemporaryDirectory() as folder:
+        print(run(RunningJob(0, job, folder=Path(folder))))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from deephyper_balsam.common.bundled_files import folder
+from deephyper_balsam.node.recording import FileRecorder, Recorder
 from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import run_command
 from deephyper_balsam.node.targets import load_object
-from deephyper_balsam.node.worker import evaluate
+from deephyper_balsam.node.worker import evaluate, job_here
 from deephyper_balsam.store.applications import bundled, command_parameters, resolve_problem, resolve_run
 
 APPS = folder("apps")
@@ -155,6 +156,45 @@ def test_digits_torch_learns(torch_default, monkeypatch):
     assert outcome["objective"] > 0.93
     assert outcome["metadata"]["stopped_by"] == "epochs"
     assert outcome["metadata"]["epochs"] == 10
+
+
+class EndsAt(Recorder):
+    """Tells a run to stop once it has recorded at a budget."""
+
+    def __init__(self, stop=math.inf):
+        super().__init__()
+        self.stop = stop
+
+    def stopped(self):
+        return self.curve.last[0] >= self.stop
+
+
+@torch_only
+def test_digits_torch_records_stops_and_goes_on_from_its_checkpoint(torch_default, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIGITS_TORCH_EPOCHS", "6")
+    monkeypatch.setenv("DIGITS_TORCH_CHECKPOINT_S", "0")
+    run, config = load("digits_torch"), {**torch_default, "dropout": 0.3}
+    whole = evaluate(run, RunningJob(0, config, EndsAt(), tmp_path))
+    assert [budget for budget, _ in whole["curve"]] == [1, 2, 3, 4, 5, 6]
+    stopped = evaluate(run, RunningJob(0, config, EndsAt(stop=2), tmp_path))
+    assert (stopped["stopped"], stopped["metadata"]["stopped_by"]) == (True, "stopper")
+    assert stopped["curve"] == whole["curve"][:2]
+    assert stopped["objective"] == whole["curve"][1][1]
+
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    cut = job_here(0, config, folder)
+    cut.recorder.add = lambda budget, objective: _cut_at(cut.recorder, 3, budget, objective)
+    assert "the allocation ends" in evaluate(run, cut)["failure"]
+    again = evaluate(run, job_here(0, config, folder))
+    assert again["curve"] == whole["curve"]  # every epoch once, each as in a run that was never cut
+    assert again["metadata"]["epochs"] == 6
+
+
+def _cut_at(recorder, last, budget, objective):
+    FileRecorder.add(recorder, budget, objective)
+    if budget >= last:
+        raise RuntimeError("the allocation ends here")
 
 
 @torch_only
