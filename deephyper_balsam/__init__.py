@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deephyper_balsam.driver.balsam_session import BalsamEvaluator
     from deephyper_balsam.driver.local_session import InProcessEvaluator
     from deephyper_balsam.driver.search import AMBS, GA, RandomSearch
+    from deephyper_balsam.node.running_job import RunningJob
     from deephyper_balsam.problem.hp_problem import HpProblem
     from deephyper_balsam.store.allocation_request import AllocationRequest
     from deephyper_balsam.trial import Resources, Result, Trial
@@ -28,6 +29,7 @@ _HOME = {
     "BalsamEvaluator": "driver.balsam_session",
     "AllocationRequest": "store.allocation_request",
     "InProcessEvaluator": "driver.local_session",
+    "RunningJob": "node.running_job",
     "Resources": "trial",
     "Result": "trial",
     "Trial": "trial",
@@ -43,6 +45,7 @@ __all__ = [
     "RandomSearch",
     "Resources",
     "Result",
+    "RunningJob",
     "Trial",
     "__version__",
 ]

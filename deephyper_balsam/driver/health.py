@@ -143,17 +143,14 @@ class Health:
         tags = [f"{key}:{value}" for key, value in trial_rows.trial_tags(self._search).items()]
         self._read_cuts(read_cuts(self._gateway, tags=tags, timestamp_after=_iso(since)))
         self._looked_at = now
-        often = [
-            row["id"] for row in signs if self.cuts(row["id"]) >= (self._max_cuts or failure_policy.DEFAULT_MAX_CUTS)
-        ]
+        most = self._max_cuts or failure_policy.DEFAULT_MAX_CUTS
+        often = [row["id"] for row in signs if self.cuts(row["id"]) >= most and not _gets_on(row, most)]
         self._read_lengths(often)
         failed: dict[int, Outcome] = {}
         for job_id in often:
             number, (cuts, lasted) = self._numbers[job_id], self._lasted[job_id]
             wall_s = wall_time_s(number)
-            if not wall_s or not failure_policy.is_too_long(
-                lasted, wall_s, self._max_cuts or failure_policy.DEFAULT_MAX_CUTS
-            ):
+            if not wall_s or not failure_policy.is_too_long(lasted, wall_s, most):
                 continue
             if self._max_cuts:
                 why = failure_policy.too_long(cuts, lasted[-1], wall_s)
@@ -186,6 +183,12 @@ class Health:
         if suspects:
             said.append("failed all they got: " + ", ".join(f"{host} ({count}x)" for host, count in suspects.items()))
         return "; ".join(said) or None
+
+
+def _gets_on(row: Row, max_cuts: int) -> bool:
+    """Return whether a run that is cut again and again goes on from its own checkpoints."""
+    stalled = trial_data.stalled(row)
+    return stalled is not None and stalled < max_cuts
 
 
 def read_health(gateway: Gateway, rows: Sequence[Row]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from deephyper_balsam.common.clock import moment
 from deephyper_balsam.errors import TargetError
+from deephyper_balsam.node.recording import Recorder
 from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import nothing_left_behind
 from deephyper_balsam.node.targets import own_traceback, reason, split_target
@@ -86,6 +87,7 @@ def run_preflight(spec: Mapping[str, Any], config: Mapping[str, Any], gpus_per_r
         _relative(opened["read"]),
         _outside(opened["written"]),
         _gpus(outcome, gpus_per_rank),
+        iter(opened.get("records", ())),
     )
     return Preflight(outcome, printed, [finding for look in looks for finding in look])
 
@@ -187,6 +189,41 @@ def _gpus(outcome: Mapping[str, Any], gpus_per_rank: float) -> Iterator[str]:
 # --- the process that evaluates ----------------------------------------------------------------------------------
 
 
+class _Watched(Recorder):
+    """A recorder that sees how a run uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = self._asked = 0
+        self._back: tuple[float, float] | None = None
+
+    def add(self, budget: float, objective: float) -> None:
+        self._count += 1
+        last = self.curve.last
+        if self._back is None and last is not None and budget <= last[0]:
+            self._back = last[0], budget
+        super().add(budget, objective)
+
+    def stopped(self) -> bool:
+        self._asked += 1
+        return False
+
+    def findings(self) -> list[str]:
+        """Return what there is to say of it."""
+        said = []
+        if self._count > 1 and not self._asked:
+            said.append(
+                "It records as it goes and never asks `job.stopped()`: no stopper ends it early. Ask after each "
+                "record, and return `job.objective` when it says so."
+            )
+        if self._back is not None:
+            said.append(
+                f"Its budgets go back: it recorded at {self._back[0]:g} and then at {self._back[1]:g}, which replaces "
+                "what it had recorded from there on. Count from the very beginning of the run, also after a restart."
+            )
+        return said
+
+
 def _watch_files(folder: Path) -> tuple[dict[str, list[str]], Callable[[], None]]:
     """Keep which relative paths are opened to read, and which files outside of `folder` to write."""
     opened: dict[str, list[str]] = {"read": [], "written": []}
@@ -222,7 +259,9 @@ def main() -> None:
     print_anything()
     opened, stop = _watch_files(folder)
     try:
-        outcome = evaluate(make_run_function(task["spec"], folder), RunningJob(0, task["config"]))
+        recorder = _Watched()
+        outcome = evaluate(make_run_function(task["spec"], folder), RunningJob(0, task["config"], recorder))
+        opened["records"] = recorder.findings()
     except TargetError as error:
         outcome = {"objective": None, "failure": reason(error), "traceback": own_traceback(error), "metadata": {}}
         outcome.update(start=began_at, end=moment())

@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from deephyper_balsam.node.command_records import CommandRecords
+from deephyper_balsam.node.running_job import RunningJob
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from jinja2.nodes import Call, Template
@@ -137,8 +140,13 @@ def render_command(spec: Mapping[str, Any], parameters: Mapping[str, Any]) -> st
     return _templates().from_string(spec["command"]).render({**ours, **parameters})
 
 
-def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir: Path) -> Any:
+def run_command(
+    spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir: Path, job: RunningJob | None = None
+) -> Any:
     """Run the shell command of `spec` for one configuration and return its objective, as the command left it.
+
+    With a `job` it records what the command says of how it goes (`node.command_records`). A command that was asked to
+    stop has no objective of its own: None is returned, and what it recorded last counts.
 
     Its output goes to `command.out` in the trial's folder and to the job's own output. It is over when the command is:
     what it left in the background is ended. bash runs it with ``pipefail``, so that ``train | tee log`` fails when
@@ -152,6 +160,7 @@ def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir:
         When the command ends with a status other than 0, or its output holds no objective.
     """
     command = render_command(spec, parameters)
+    records = CommandRecords(spec["record"], job, workdir) if job is not None and spec.get("record") else None
     environment = {**os.environ, **{str(key): str(value) for key, value in spec.get("environment", {}).items()}}
     bash = shutil.which("bash")
     shell = ["bash", "-o", "pipefail", "-c"] if bash else ["sh", "-c"]
@@ -175,10 +184,19 @@ def run_command(spec: Mapping[str, Any], parameters: Mapping[str, Any], workdir:
                 log.write(text)
                 _print(text)
                 tail = (tail + text)[-_TAIL_CHARS:]
+                if records is not None:
+                    records.take_in(text)
+                    if records.ends(process.pid):
+                        end_children(process.pid)
+                        process.kill()
         except BaseException:  # its time is over: Popen would wait for the command
             end_children(process.pid)
             process.kill()
             raise
+    if records is not None:
+        if records.was_stopped:
+            return None
+        records.end()
     _check_status(process.returncode, command, tail, uses_bash=bool(bash))
     return read_objective(spec["objective"], out, workdir)
 
@@ -198,7 +216,10 @@ def _check_status(status: int, command: str, tail: str, *, uses_bash: bool) -> N
 
 
 def _output(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """Yield what a process prints until it has ended, and a moment more; one in the background may hold the pipe."""
+    """Yield what a process prints until it has ended, and a moment more; one in the background may hold the pipe.
+
+    While it prints nothing, the empty text is yielded every now and then.
+    """
     assert process.stdout is not None
     pipe = process.stdout.fileno()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -215,6 +236,8 @@ def _output(process: subprocess.Popen[bytes]) -> Iterator[str]:
             yield decoder.decode(chunk)
             if not math.isinf(ends_at):
                 quiet_at = time.monotonic() + _QUIET_S
+        else:
+            yield ""
     yield decoder.decode(b"", final=True)
     process.wait()  # it may close its output before its end
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
 import io
 import json
 import math
@@ -29,7 +28,8 @@ from deephyper_balsam.common.wording import storable
 from deephyper_balsam.errors import TargetError
 from deephyper_balsam.node import failure_policy
 from deephyper_balsam.node.recording import Curve, FileRecorder, RecordFile
-from deephyper_balsam.node.rungs import Line, RungKeeper, RungRecorder
+from deephyper_balsam.node.run_in_balsam import data_now, stopping, tell_progress
+from deephyper_balsam.node.rungs import Line, RungRecorder
 from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.shell_command import ProcessKilled, run_command
 from deephyper_balsam.node.stoppers import NEVER, Stopper
@@ -207,7 +207,7 @@ def timeout_reason(limit_s: float) -> str:
 def make_run_function(spec: Mapping[str, Any], workdir: Path) -> RunFunction:
     """Return the callable behind an application's spec (see `store.applications`)."""
     if spec["kind"] == "command":
-        return lambda job: run_command(spec, job.parameters, workdir)
+        return lambda job: run_command(spec, job.parameters, workdir, job)
     if spec.get("payload"):
         import dill
 
@@ -304,7 +304,7 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
     minimize = bool(data.get("minimize")) or command_minimises(spec)
     ranks = app.job.num_nodes * app.job.ranks_per_node
     alone = ranks == 1
-    stopper, keeper = _stopping(app, data)
+    stopper, keeper = stopping(app, data)
     if not alone and rank():
         keeper = None
     line = None if keeper is None else keeper.line
@@ -319,6 +319,8 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         ranks=ranks,
         minimize=minimize,
     )
+    if alone or rank() == 0:
+        data = tell_progress(app, data, job)
     limit_s, beside = data.get("eval_timeout_s") or None, None if keeper is None else keeper.answering
     outcome, said = evaluate_apart(spec, job, limit_s, minimize=minimize, beside=beside)
     clean_file(workdir / "job.out")
@@ -412,30 +414,6 @@ def rank() -> int:
     return 0
 
 
-def _stopping(app: Any, data: Mapping[str, Any]) -> tuple[Stopper, RungKeeper | None]:
-    """Return the stopper of a trial's search, and who asks Balsam at its rungs; a run that shall finish has none."""
-    told = data.get("stopper")
-    if told is None or "finish" in data:
-        return NEVER, None
-    stopper, note = Stopper.from_dict(told["settings"]), told.get("note")
-    if note is None:
-        return stopper, None
-    client = copy.copy(app._client)  # of its own: it is used beside the one that delivers the result
-    client.close_session()
-    client.retry_count, client.connect_timeout, client.read_timeout = -1, 2.0, 5.0  # the run waits for the answer
-
-    def read() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        go_direct(client)
-        found = client.request("jobs/", "GET", params={"id": [app.job.id, note]})
-        rows = {row["id"]: row["data"] for row in found["results"]}
-        return rows[app.job.id], rows.get(note, {}).get("standing", {"rungs": {}})
-
-    def write(changed: Mapping[str, Any]) -> None:
-        client.request("jobs/", "PATCH", json=[{"id": app.job.id, "data": changed}])
-
-    return stopper, RungKeeper(stopper, read, write)
-
-
 def deliver(app: Any, data: Mapping[str, Any], outcome: Outcome) -> None:
     """Write the outcome into the job's own `data`; where the API is out of reach, Balsam's return value must do.
 
@@ -446,18 +424,12 @@ def deliver(app: Any, data: Mapping[str, Any], outcome: Outcome) -> None:
     client.retry_count, client.connect_timeout, client.read_timeout = 3, 5.0, 30.0
     try:
         go_direct(client)
-        data = _data_now(client, app.job.id, data)
+        data = data_now(client, app.job.id, data)
         if "result" in data:
             return
         client.bulk_patch("jobs/", [{"id": app.job.id, "data": {**data, "result": outcome}}])
     except Exception as error:
         print(f"The result could not be written to Balsam from here ({error}); it goes by the return value.")  # noqa: T201
-
-
-def _data_now(client: Any, job_id: int, before: Mapping[str, Any]) -> Mapping[str, Any]:
-    row = client.get(f"jobs/{job_id}")
-    data: Mapping[str, Any] = before if row is None else row["data"]
-    return data
 
 
 def even_update(job: Any, state: str) -> None:

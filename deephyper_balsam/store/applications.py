@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ import yaml
 from deephyper_balsam.common import strict_yaml
 from deephyper_balsam.common.bundled_files import folder
 from deephyper_balsam.errors import BalsamError, TargetError
+from deephyper_balsam.node.command_records import DEFAULT_SIGNAL
 from deephyper_balsam.node.shell_command import check_template, template_names
 from deephyper_balsam.node.targets import load_object, split_target
 from deephyper_balsam.store.gateway import Gateway
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 Spec = dict[str, Any]
 
-_COMMAND_KEYS = {"name", "command", "objective", "maximize", "environment"}
+_COMMAND_KEYS = {"name", "command", "objective", "maximize", "environment", "record"}
 _MODULE = re.compile(r"\w+(\.\w+)*")
 _DESCRIPTION = "deephyper_balsam"
 
@@ -268,7 +270,35 @@ def _read_command(path: Path) -> Spec:
         "maximize": maximize,
         "environment": environment,
         "here": str(path.parent),
+        **({} if raw.get("record") is None else {"record": _read_record(path, raw["record"])}),
     }
+
+
+def _read_record(path: Path, record: Any) -> dict[str, str]:
+    """Check how a shell command tells how it goes."""
+    forms = "{regex: 'epoch (number), accuracy (number)'} or {json: progress.json, budget: epoch, objective: accuracy}"
+    if not isinstance(record, dict) or ("regex" in record) == ("json" in record):
+        raise TargetError(f"{path}: `record` must be either {forms}, but got {record!r}.")
+    allowed = {"regex", "signal"} if "regex" in record else {"json", "budget", "objective", "signal"}
+    unknown = sorted(set(map(str, record)) - allowed)
+    if unknown:
+        raise TargetError(f"{path}: `record` has unknown keys {unknown}; known are {', '.join(sorted(allowed))}.")
+    if not all(isinstance(value, str) for value in record.values()):
+        raise TargetError(f"{path}: the values of `record` must be text, but got {record!r}.")
+    if "regex" in record:
+        try:
+            pattern = re.compile(record["regex"])
+        except re.error as error:
+            raise TargetError(f"{path}: the regex of `record` is wrong: {error}.") from error
+        if pattern.groups != 2 or (pattern.groupindex and set(pattern.groupindex) != {"budget", "objective"}):
+            raise TargetError(
+                f"{path}: the regex of `record` must have two groups, the budget and the objective, in this order or "
+                f"named so, but got {record['regex']!r}."
+            )
+    name = record.get("signal", DEFAULT_SIGNAL)
+    if name not in signal.Signals.__members__:
+        raise TargetError(f"{path}: `record`: signal must be the name of one, such as SIGTERM, but got {name!r}.")
+    return record
 
 
 def _read_objective(path: Path, objective: Any) -> dict[str, str]:

@@ -92,11 +92,12 @@ class TrialData(TypedDict, total=False):
     """The `data` of a trial's job.
 
     `minimize`: what the run returns is a loss, and the objective is minus that. `own_minutes`: the trial has a
-    `wall_time_min` of its own. `stopper`: by what it is decided at each rung whether the run goes on; `rungs`: what was
-    decided (`Decision.to_dict`, and the time `at`), and `curve` what was recorded until then, both written by the run.
-    `cancelled`: when the driver withdrew it. `moved`: the job is FAILED then, and the trial
-    waits until the job made for it elsewhere stands for it. `moved_from` and `cuts_before`: the sites that the trial
-    was at before this one, and how often allocations cut its runs there.
+    `wall_time_min` of its own. `stopper`: by what it is decided at each rung whether the run goes on; `rungs`: what
+    was decided (`Decision.to_dict`, and the time `at`), and `curve` what was recorded until then, both written by the
+    run. `progress`: the budget that was reached by each time that the run was begun again. `cancelled`: when the
+    driver withdrew it. `moved`: the job is FAILED then, and the trial waits until the job made for it elsewhere
+    stands for it. `moved_from` and `cuts_before`: the sites that the trial was at before this one, and how often
+    allocations cut its runs there.
     """
 
     schema: int
@@ -108,6 +109,7 @@ class TrialData(TypedDict, total=False):
     stopper: Stopping
     rungs: list[dict[str, Any]]
     curve: list[list[float]]
+    progress: list[float]
     result: Outcome
     tries: list[EarlierTry]
     gathered: Gathered
@@ -175,6 +177,22 @@ def curve(row: Row) -> list[tuple[float, float]]:
     data = read_data(row)
     found = data.get("result", {}).get("curve") or data.get("curve", [])
     return [(budget, objective) for budget, objective in found]
+
+
+def stalled(row: Row) -> int | None:
+    """Return how many starts of a trial's run, the last ones, brought it no further; None: it records nothing.
+
+    The start that was cut last is not known yet, and counts as one that did.
+    """
+    reached = read_data(row).get("progress", [])
+    if not reached:
+        return None
+    count = 0
+    for before, after in zip([0.0, *reached][::-1][1:], reached[::-1], strict=True):
+        if after > before:
+            break
+        count += 1
+    return count
 
 
 def whole_budget(row: Row) -> float | None:

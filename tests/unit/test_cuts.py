@@ -134,6 +134,24 @@ def test_with_no_limit_of_cuts_a_trial_is_run_again_and_the_driver_warns(make: M
     assert any("its runs are longer than the allocations" in notice for notice in notices)
 
 
+@pytest.mark.parametrize(("reached", "fails"), [([3.0, 6.0], False), ([3.0, 3.0], False), ([3.0] * 4, True)])
+def test_a_run_that_gets_on_from_its_checkpoints_is_not_called_too_long(
+    make: Make, site: VirtualSite, api: BalsamApi, reached: list[float], fails: bool
+) -> None:
+    tries: list[int] = []
+
+    def lasts_s(number: int) -> float:
+        tries.append(number)
+        count = tries.count(number)
+        for job in api.jobs.values():  # as a run does when it begins again
+            if job["tags"].get("trial") == str(number) and count > 1:
+                job["data"] = {**job["data"], "progress": reached[: count - 1]}
+        return 7200.0 if count <= len(reached) + 1 else 60.0
+
+    frame = make(max_cuts=3).search(max_evals=1, on_progress=Site(site, lasts_s))
+    assert set(frame["job_status"]) == {"FAILED" if fails else "DONE"}
+
+
 def test_a_driver_that_begins_anew_knows_the_cuts_and_the_limit(
     make: Make, site: VirtualSite, client_yml: Path, tmp_path: Path
 ) -> None:

@@ -64,6 +64,14 @@ FINDINGS = {
         "def run(job):\n    return rate\n\nif __name__ == '__main__':\n    rate = 3.0\n",
         "`rate` is set only under",
     ),
+    "records and never asks": (
+        "def run(job):\n    for epoch in (1, 2):\n        job.record(epoch, 0.5)\n    return job.objective\n",
+        "never asks `job.stopped()`",
+    ),
+    "budgets that go back": (
+        "def run(job):\n    for epoch in (1, 2, 1):\n        job.record(epoch, 0.5)\n    return job.stopped() or 1.0\n",
+        "it recorded at 2 and then at 1",
+    ),
     "a GPU": ("def run(job):\n    raise RuntimeError('No CUDA GPUs are available')\n", "It needs a GPU"),
 }
 

@@ -255,6 +255,28 @@ def test_a_run_that_is_killed_leaves_its_curve_and_its_next_start_finds_it(tmp_p
     assert outcome["curve"] == [[float(epoch), epoch / 10] for epoch in range(1, 6)]
 
 
+DEEPHYPERS = """
+from deephyper_balsam import RunningJob
+
+def run(job: RunningJob):
+    for budget in range(1, 4):
+        job.record(budget, job["x"] + budget / 10)
+        if job.stopped():
+            break
+    return {"objective": job.objective, "metadata": {"num_parameters": 7, "budget": budget}}
+"""
+
+
+def test_a_function_written_for_deephyper_runs_with_another_import_line(tmp_path: Path) -> None:
+    from deephyper_balsam.node.worker import make_run_function
+
+    run = make_run_function(run_of(DEEPHYPERS, tmp_path), tmp_path)
+    whole = evaluate(run, RunningJob(0, {"x": 1.0}))
+    assert (whole["objective"], whole["metadata"]["budget"]) == (pytest.approx(1.3), 3)
+    stopped = evaluate(run, RunningJob(0, {"x": 1.0}, StopsAfter(2)))
+    assert (stopped["objective"], stopped["stopped"]) == (pytest.approx(1.2), True)
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
