@@ -36,13 +36,14 @@ class RungValues:
     def __init__(self, stopper: Stopper) -> None:
         self.stopper = stopper
         self.is_new = False
-        self._values: dict[float, dict[int, float]] = {}  # rung -> trial number -> what it recorded there
+        self._values: dict[float, dict[int, tuple[float, float]]] = {}  # rung -> trial -> when, and what it recorded
         self._longest: float | None = None
+        self._latest = 0.0
 
     @property
     def standing(self) -> Standing:
         """What the nodes decide from."""
-        values = {rung: list(of_trials.values()) for rung, of_trials in self._values.items()}
+        values = {rung: [value for _, value in sorted(found.values())] for rung, found in self._values.items()}
         return self.stopper.standing(values, self._longest)
 
     def take_in(
@@ -61,21 +62,25 @@ class RungValues:
         curve
             Pairs of a budget and an objective.
         decisions
-            What was decided at its rungs: they have the values there also where the curve was thinned.
+            What was decided at its rungs: they have the values there also where the curve was thinned, and say when it
+            was. What has none, since nobody could be asked, counts as recorded with the latest.
         whole_budget
             The budget of a run that came to its own end.
         """
+        known = {decision["rung"]: (decision["at"], decision["value"]) for decision in decisions}
+        for rung, (at, value) in known.items():
+            self._latest = max(self._latest, at)
+            self._put(number, rung, at, value)
         for rung, value in self.stopper.crossed(curve).items():
-            self._put(number, rung, value)
-        for decision in decisions:
-            self._put(number, decision["rung"], decision["value"])
+            if rung not in known and (number not in self._values.get(rung, {})):
+                self._put(number, rung, self._latest, value)
         if whole_budget is not None and whole_budget > (self._longest or 0.0):
             self._longest, self.is_new = whole_budget, True
 
-    def _put(self, number: int, rung: float, value: float) -> None:
+    def _put(self, number: int, rung: float, at: float, value: float) -> None:
         of_trials = self._values.setdefault(rung, {})
-        if of_trials.get(number) != value:
-            of_trials[number] = value
+        if of_trials.get(number) != (at, value):
+            of_trials[number] = at, value
             self.is_new = True
 
 

@@ -18,6 +18,8 @@ from deephyper_balsam.store.gateway import Row
 from deephyper_balsam.store.schema import STAMP, check_schema
 from deephyper_balsam.trial import Origin
 
+_OF_A_DECISION = ("rung", "value", "at")
+
 
 class Asked(TypedDict, total=False):
     """What a trial was asked from (`Origin`) and when, and its parameters as they were given to the job."""
@@ -168,15 +170,34 @@ def run_span(row: Row) -> tuple[float, float] | None:
 
 
 def rungs(row: Row) -> list[dict[str, Any]]:
-    """Return what was decided of a trial's run at the rungs of its search's stopper (`Decision.to_dict`)."""
-    return read_data(row).get("rungs", [])
+    """Return what was decided of a trial's run at the rungs of its search's stopper (`Decision.to_dict`, and ``at``).
+
+    What is no decision, where somebody replaced what the job held, is left out.
+    """
+    found = read_data(row).get("rungs", [])
+    return [one for one in found if isinstance(one, dict) and all(map(_is_number, map(one.get, _OF_A_DECISION)))]
 
 
 def curve(row: Row) -> list[tuple[float, float]]:
     """Return what a trial's run has recorded, as far as it is known: pairs of a budget and an objective."""
     data = read_data(row)
-    found = data.get("result", {}).get("curve") or data.get("curve", [])
-    return [(budget, objective) for budget, objective in found]
+    return points(data.get("result", {}).get("curve") or data.get("curve"))
+
+
+def points(found: Any) -> list[tuple[float, float]]:
+    """Return the points of a curve as a job holds it; what is none is left out.
+
+    Parameters
+    ----------
+    found
+        A list of pairs of a budget and an objective; None: there is none.
+    """
+    pairs = found if isinstance(found, list) else []
+    return [(one[0], one[1]) for one in pairs if isinstance(one, list) and len(one) == 2 and all(map(_is_number, one))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def stalled(row: Row) -> int | None:
@@ -184,7 +205,7 @@ def stalled(row: Row) -> int | None:
 
     The start that was cut last is not known yet, and counts as one that did.
     """
-    reached = read_data(row).get("progress", [])
+    reached = [budget for budget in read_data(row).get("progress", []) if _is_number(budget)]
     if not reached:
         return None
     count = 0
@@ -198,10 +219,10 @@ def stalled(row: Row) -> int | None:
 def whole_budget(row: Row) -> float | None:
     """Return the budget of a run that recorded and came to its own end; None: it did not."""
     outcome = read_data(row).get("result", {})
-    points = outcome.get("curve")
-    if not points or outcome.get("stopped") or outcome.get("objective") is None:
+    recorded = points(outcome.get("curve"))
+    if not recorded or outcome.get("stopped") or outcome.get("objective") is None:
         return None
-    return points[-1][0]
+    return recorded[-1][0]
 
 
 def gathered(row: Row) -> Gathered | None:

@@ -225,7 +225,7 @@ def read_result(number: int, outcome: Outcome) -> Result:
         ended_at=outcome.get("end"),
         host=outcome.get("host"),
         metadata=outcome.get("metadata") or {},
-        curve=[(budget, objective) for budget, objective in outcome.get("curve", ())],
+        curve=trial_data.points(outcome.get("curve")),
         stopped=outcome.get("stopped", False),
     )
 
@@ -262,7 +262,7 @@ def table_row(row: Row, zero: float, site: str) -> dict[str, Any]:
         line["m:code"] = outcome["code"]
     if gathered.get("cuts"):
         line["m:cut_by_allocations"] = gathered["cuts"]
-    add_curve(line, outcome.get("curve"), stopped=outcome.get("stopped", False))
+    add_curve(line, trial_data.points(outcome.get("curve")), stopped=outcome.get("stopped", False))
     add_metadata(line, outcome.get("metadata") or {})
     return line
 
