@@ -4,7 +4,7 @@
 
 Driver, optimizer, API and PostgreSQL are real; the launchers are virtual (`virtual_launcher.py`): they speak Balsam's
 session API, and their runs only take time. `--history N` begins with N trials that ended before. `--tls` measures what
-TLS costs the server.
+TLS costs the server. `--rungs` measures without and with a stopper of three rungs, at each of which every run asks.
 """
 
 from __future__ import annotations
@@ -201,6 +201,12 @@ def report(launched: dict[str, Any], watch: Watch, parts: int = 5) -> str:
         f"server: {last.server_cpu_s - first.server_cpu_s:.0f} s of processor",
         "evaluated      /s   driver ms   server ms   requests   rows read   (each per evaluation)",
     ]
+    if launched["asked_s"]:
+        asked = quantiles(launched["asked_s"], 0.5, 0.99)
+        lines[2:2] = [
+            f"{len(launched['asked_s'])} decisions at rungs, each waited for {asked[0]:.3f} s in the median, 99th "
+            f"percentile {asked[1]:.3f} s (not counted as busy)"
+        ]
     step = max(1, (len(watch.samples) - 1) // parts)
     marks = watch.samples[::step]
     for before, after in itertools.pairwise(marks):
@@ -214,8 +220,10 @@ def report(launched: dict[str, Any], watch: Watch, parts: int = 5) -> str:
     return "\n".join(lines)
 
 
-def measure(given: argparse.Namespace, folder: Path, *, tls: bool = False) -> tuple[str, float]:
-    """Run one search; return what was measured, and the server's processor time in ms per evaluation."""
+def measure(
+    given: argparse.Namespace, folder: Path, *, tls: bool = False, stopper: str = "none"
+) -> tuple[str, float, float]:
+    """Run one search; return what was measured, the server's processor time in ms per evaluation, the utilization."""
     stack = LocalStack(folder / "balsam")
     stack.up(site=False, listen="127.0.0.1" if tls else None)
     for name in [name for name in os.environ if name.startswith("BALSAM_")]:
@@ -233,7 +241,9 @@ def measure(given: argparse.Namespace, folder: Path, *, tls: bool = False) -> tu
             prepare(first, gateway, given.history, given.mean)
             evaluator = BalsamEvaluator("ackley", "virtual")
             evaluator.gateway = CountingGateway(stack.client_path)
-        search = Search(problem, evaluator, NAME, given.method, seed=given.seed, log_dir=folder, max_failures=0)
+        search = Search(
+            problem, evaluator, NAME, given.method, seed=given.seed, log_dir=folder, max_failures=0, stopper=stopper
+        )
         servers = [psutil.Process(part.pid) for part in stack.status().processes if part.pid is not None]
         watch = Watch(servers)
         virtual = launchers(stack, site_id, batch_job_id, given)
@@ -252,7 +262,8 @@ def measure(given: argparse.Namespace, folder: Path, *, tls: bool = False) -> tu
             raise SystemExit(f"The virtual launcher failed, and the server said:\n{tail(stack.logs / 'api.log', 60)}")
         first, last = watch.samples[0], watch.samples[-1]
         server_ms = 1e3 * (last.server_cpu_s - first.server_cpu_s) / max(1, last.evaluated - first.evaluated)
-        return report(json.loads(said), watch), server_ms
+        launched = json.loads(said)
+        return report(launched, watch), server_ms, launched["busy_s"] / (launched["nodes"] * launched["seconds"])
     finally:
         if virtual is not None and virtual.poll() is None:
             virtual.kill()
@@ -272,11 +283,21 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=0, help="trials that ended before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tls", action="store_true", help="measure four times: Unix socket, TLS, TLS, Unix socket")
+    parser.add_argument("--rungs", action="store_true", help="measure twice: without and with a stopper of three rungs")
     given = parser.parse_args()
+    if given.rungs:
+        reached = []
+        for stopper in ("none", "sha:max=27,min=1,factor=3"):
+            with tempfile.TemporaryDirectory(prefix="load ") as folder:
+                said, _, utilization = measure(given, Path(folder), stopper=stopper)
+            print(f"--stopper {stopper}:\n{said}", flush=True)
+            reached.append(utilization)
+        print(f"utilization with three rungs: {reached[1] / reached[0]:.4f} of what it is without")
+        return
     spent: dict[bool, list[float]] = {False: [], True: []}
     for tls in (False, True, True, False) if given.tls else (False,):
         with tempfile.TemporaryDirectory(prefix="load ") as folder:
-            said, server_ms = measure(given, Path(folder), tls=tls)
+            said, server_ms, _ = measure(given, Path(folder), tls=tls)
         print(f"over {'TLS' if tls else 'a Unix socket'}:\n{said}" if given.tls else said, flush=True)
         spent[tls].append(server_ms)
     if given.tls:

@@ -4,8 +4,10 @@
 
 It speaks the session API as Balsam's own launcher and agent do: acquire jobs, report RUNNING, RUN_DONE and what comes
 after it in bulk; and each run writes its result into its own job as the worker does, one request to read, one to write.
-Only the runs are not real: a node is busy for a drawn time, and the objective is computed when it ends. At the end it
-prints what its nodes did, as JSON.
+Only the runs are not real: a node is busy for a drawn time, and the objective is computed when it ends. In a search
+with a stopper each run asks at its rungs as a real one does, one request to read and one to write, and goes on
+whatever is decided; the time in which it waits for the answer is not counted as busy. At the end it prints what its
+nodes did, as JSON.
 """
 
 from __future__ import annotations
@@ -30,13 +32,16 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from deephyper_balsam.node.rungs import PATIENCE_S
 from deephyper_balsam.node.running_job import RunningJob
+from deephyper_balsam.node.stoppers import Stopper
 from deephyper_balsam.node.targets import load_object
 from deephyper_balsam.node.worker import evaluate
 from deephyper_balsam.store import sockets, tls
 from deephyper_balsam.store.applications import resolve_run
 from deephyper_balsam.store.encoding import unpack
 
+_BUDGETS = (1.0, 3.0, 9.0, 27.0)
 _TICK_S = 0.01
 _SESSION_TICK_S = 60.0
 _AT_ONCE = 1000
@@ -92,12 +97,22 @@ class Nodes:
     began: float
     busy_s: float = 0.0
     runs: int = 0
+    asked_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
     first_starts_s: list[float] = field(default_factory=list)
     idle: deque[tuple[int, float | None]] = field(default_factory=deque)  # (node, end of its last run)
 
     def __post_init__(self) -> None:
         self.idle.extend((node, None) for node in range(self.count))
+
+
+@dataclass(order=True)
+class _Ask:
+    """A rung of a run, and when it is reached."""
+
+    at: float
+    budget: float
+    run: _Run = field(compare=False)
 
 
 @dataclass(order=True)
@@ -137,7 +152,8 @@ class VirtualLauncher:
         self._turnaround_s = turnaround_s
         self._waiting: deque[dict[str, Any]] = deque()
         self._states: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[_Run] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[_Run | _Ask] = queue.SimpleQueue()
+        self._rungs: list[_Ask] = []
         self._delivered: queue.SimpleQueue[_Run] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._broken: list[BaseException] = []
@@ -158,6 +174,8 @@ class VirtualLauncher:
         running: list[_Run] = []
         while not self._stop.wait(_TICK_S) and not self._broken:
             now = time.time()
+            while self._rungs and self._rungs[0].at <= now:
+                self._ended.put(heapq.heappop(self._rungs))
             while running and running[0].end <= now:
                 self._ended.put(heapq.heappop(running))
             while not self._delivered.empty():  # the run's process ends, and its node is free, when its result is in
@@ -170,8 +188,9 @@ class VirtualLauncher:
                 heapq.heappush(running, self._start(*self.nodes.idle.popleft(), self._waiting.popleft(), now))
         ended_at = time.time()
         self.nodes.busy_s += sum(min(run.end, ended_at) - min(run.start, ended_at) for run in running)
-        late = [self._ended.get() for _ in range(self._ended.qsize())]
-        self.nodes.busy_s += sum(run.end - run.start for run in late)
+        left = [self._ended.get() for _ in range(self._ended.qsize())]
+        late = [run for run in left if isinstance(run, _Run)]
+        self.nodes.busy_s += sum(run.end - run.start for run in late) - sum(self.nodes.asked_s)
         if self._broken:
             raise self._broken[0]
         return {
@@ -179,6 +198,7 @@ class VirtualLauncher:
             "seconds": ended_at - self.nodes.began,
             "busy_s": self.nodes.busy_s,
             "runs": self.nodes.runs,
+            "asked_s": self.nodes.asked_s,
             "gaps_s": self.nodes.gaps_s,
             "first_starts_s": self.nodes.first_starts_s,
             "undelivered": len(late),
@@ -191,7 +211,15 @@ class VirtualLauncher:
         else:
             self.nodes.gaps_s.append(start - ended)
         self._say(job["id"], "RUNNING", start)
-        return _Run(start + self._duration_s(), start, node, job)
+        run = _Run(start + self._duration_s(), start, node, job)
+        stopping = job["data"].get("stopper")
+        if stopping is not None:
+            stopper = Stopper.from_dict(stopping["settings"])
+            for budget in _BUDGETS:
+                if stopper.rung(None, budget) == budget:
+                    at = start + budget / _BUDGETS[-1] * (run.end - start)
+                    heapq.heappush(self._rungs, _Ask(at, budget, run))
+        return run
 
     def _say(self, job_id: int, state: str, moment: float) -> None:
         stamp = datetime.fromtimestamp(moment, timezone.utc).replace(tzinfo=None).isoformat()
@@ -275,6 +303,9 @@ class VirtualLauncher:
                     run = self._ended.get(timeout=0.2)
                 except queue.Empty:
                     continue
+                if isinstance(run, _Ask):
+                    self._answer(api, run)
+                    continue
                 job = RunningJob(int(run.job["tags"]["trial"]), unpack(run.job["serialized_parameters"]))
                 outcome = evaluate(self._run, job)
                 outcome.update(start=run.start, end=run.end, host=f"virtual-{self._batch_job_id}-{run.node}")
@@ -283,6 +314,20 @@ class VirtualLauncher:
                 self._delivered.put(run)
         except Exception as error:
             self._broken.append(error)
+
+    def _answer(self, api: Api, ask: _Ask) -> None:
+        """Decide at a rung as the parent of a real run does."""
+        job, stopping = ask.run.job, ask.run.job["data"]["stopper"]
+        rows = api.call("GET", f"jobs/?id={job['id']}&id={stopping['note']}")["results"]
+        data = {row["id"]: row["data"] for row in rows}
+        standing = data[stopping["note"]].get("standing", {"rungs": {}})
+        value = float(self._run(RunningJob(0, unpack(job["serialized_parameters"]))))
+        decision = Stopper.from_dict(stopping["settings"]).decide(ask.budget, value, standing)
+        own = data[job["id"]]
+        rungs = [*own.get("rungs", ()), {**decision.to_dict(), "at": time.time()}]
+        changed = {**own, "rungs": rungs, "curve": [[one["rung"], one["value"]] for one in rungs]}
+        api.call("PATCH", "jobs/", [{"id": job["id"], "data": changed}])
+        self.nodes.asked_s.append(min(PATIENCE_S, time.time() - ask.at))
 
 
 def _in_parts(api: Api, updates: Sequence[dict[str, Any]]) -> None:
