@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "fakes"))
 from balsam_api import BalsamApi, VirtualSite
 from docs_blocks import PAGES, ROOT, Block, blocks
 
+from deephyper_balsam.node.running_job import RunningJob
 from deephyper_balsam.node.targets import load_object
 from deephyper_balsam.store.applications import resolve_problem, resolve_run
 
@@ -101,7 +102,8 @@ def check_file(file: Path) -> None:
         assert resolve_run(f"{file}:run")
         run = load_object(f"{file}:run")
         if (file.parent / "problem.py").is_file():
-            run(resolve_problem(f"{file.parent / 'problem.py'}:problem").default_configuration)
+            config = resolve_problem(f"{file.parent / 'problem.py'}:problem").default_configuration
+            run(RunningJob(0, config))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
