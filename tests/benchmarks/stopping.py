@@ -119,6 +119,60 @@ class Table:
         return point
 
 
+class Made:
+    """Curves made from a smooth function of six values in [0, 1] (hartmann), or one with ripples (rough).
+
+    A run comes near its final loss exponentially, at a rate that the last value sets: good ones may begin slowly. There
+    is noise, which fades with the epochs.
+    """
+
+    EPOCHS = 9
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def problem(self) -> HpProblem:
+        """Return the space."""
+        problem = HpProblem(self._name, minimize=True)
+        for i in range(6):
+            problem.add_hyperparameter((0.0, 1.0), f"x{i}")
+        return problem
+
+    def nearest(self, config: Mapping[str, Any]) -> Curve:
+        """Return the curve of a configuration."""
+        x = np.array([config[f"x{i}"] for i in range(6)])
+        if self._name == "hartmann":
+            final = 3.32 - float(HARTMANN_ALPHA @ np.exp(-(HARTMANN_A * (x - HARTMANN_P) ** 2).sum(axis=1)))
+        else:
+            final = 4.0 * float(((x - 0.3) ** 2).sum()) + 0.3 * float(np.abs(np.sin(9 * x)).sum())
+        epochs = np.arange(1, self.EPOCHS + 1)
+        rng = np.random.default_rng(int(x.sum() * 1e9) % 2**32)
+        losses = final + 2.0 * np.exp(-(0.35 + 1.2 * x[5]) * epochs)
+        losses += rng.normal(0.0, 0.05, self.EPOCHS) * np.exp(-epochs / 6)
+        losses[-1] = final + rng.normal(0.0, 0.01)
+        return Curve(tuple(losses), (600.0,) * self.EPOCHS)
+
+
+# Hartmann-6 (Picheny et al. 2013), as in tasks.py
+HARTMANN_ALPHA = np.array([1.0, 1.2, 3.0, 3.2])
+HARTMANN_A = np.array(
+    [
+        [10, 3, 17, 3.5, 1.7, 8],
+        [0.05, 10, 17, 0.1, 8, 14],
+        [3, 3.5, 1.7, 10, 17, 8],
+        [17, 8, 0.05, 10, 0.1, 14],
+    ]
+)
+HARTMANN_P = 1e-4 * np.array(
+    [
+        [1312, 1696, 5569, 124, 8283, 5886],
+        [2329, 4135, 8307, 3736, 1004, 9991],
+        [2348, 1451, 3522, 2883, 3047, 6650],
+        [4047, 8828, 8732, 5743, 1091, 381],
+    ]
+)
+
+
 def _number(text: str, otherwise: float) -> float:
     value = float(text) if text else math.nan
     return value if math.isfinite(value) else otherwise
@@ -141,7 +195,9 @@ class Outcome:
         return next((spent for spent, best in self.steps if best <= loss), math.inf)
 
 
-def search(table: Table, method: str, text: str, finish_top: int, workers: int, evaluations: int, seed: int) -> Outcome:
+def search(
+    table: Table | Made, method: str, text: str, finish_top: int, workers: int, evaluations: int, seed: int
+) -> Outcome:
     """Search on the virtual clock until so many evaluations were begun and have ended."""
 
     def run(job: Any) -> float:
@@ -191,6 +247,7 @@ def search(table: Table, method: str, text: str, finish_top: int, workers: int, 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="vlm/data.csv; default: of the package that is installed")
+    parser.add_argument("--curves", choices=["vlm", "hartmann", "rough"], default="vlm", help="of which task")
     parser.add_argument("--methods", nargs="+", default=["ambs", "random"])
     parser.add_argument("--workers", nargs="+", type=int, default=[16, 64, 256])
     parser.add_argument("--evaluations", nargs="+", type=int, default=[256], help="one a number of workers, or for all")
@@ -202,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--store", type=Path, help="keeps searches, a line each, and does not run them again")
     given = parser.parse_args(arguments)
-    table, store = Table(given.data or installed()), Store(given.store)
+    table = Table(given.data or installed()) if given.curves == "vlm" else Made(given.curves)
+    store = Store(given.store)
     evaluations = given.evaluations * (len(given.workers) if len(given.evaluations) == 1 else 1)
     print(
         "| method | workers | evaluations | stopper | model | node-hours | reached after | found | at .27 | stopped |"
@@ -248,7 +306,7 @@ class Store:
                 self._kept[key] = Outcome(**said)
 
     def search(
-        self, table: Table, method: str, text: str, rule: str, workers: int, evaluations: int, seed: int
+        self, table: Table | Made, method: str, text: str, rule: str, workers: int, evaluations: int, seed: int
     ) -> Outcome:
         """Return what a search came to, made now if it was not before."""
         key = json.dumps([method, text, rule, workers, evaluations, seed])
