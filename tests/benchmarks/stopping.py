@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", default=["ambs", "random"])
     parser.add_argument("--workers", nargs="+", type=int, default=[16, 64, 256])
     parser.add_argument("--evaluations", nargs="+", type=int, default=[256], help="one a number of workers, or for all")
-    parser.add_argument("--stoppers", nargs="+", default=["sha:max=10,min=1,factor=3,competing=5", "epoch:1+10"])
+    parser.add_argument("--stoppers", nargs="+", default=["sha:max=10", "epoch:1+10"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, help="keeps searches, a line each, and does not run them again")
     given = parser.parse_args(arguments)
     table = Table(given.data or installed()) if given.curves == "vlm" else Made(given.curves)
-    store = Store(given.store)
+    store = Store(given.store, given.curves)
     evaluations = given.evaluations * (len(given.workers) if len(given.evaluations) == 1 else 1)
     print(
         "| method | workers | evaluations | stopper | model | node-hours | reached after | found | at .27 | stopped |"
@@ -296,8 +296,8 @@ def _middle(values: Sequence[float]) -> str:
 class Store:
     """Searches that were made, kept in a file if there is one."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, curves: str = "vlm") -> None:
+        self._path, self._curves = path, curves
         self._kept: dict[str, Outcome] = {}
         if path is not None and path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -309,7 +309,9 @@ class Store:
         self, table: Table | Made, method: str, text: str, rule: str, workers: int, evaluations: int, seed: int
     ) -> Outcome:
         """Return what a search came to, made now if it was not before."""
-        key = json.dumps([method, text, rule, workers, evaluations, seed])
+        key = json.dumps(
+            [*([] if self._curves == "vlm" else [self._curves]), method, text, rule, workers, evaluations, seed]
+        )
         if key not in self._kept:
             stopper, _, finish = text.partition("+")
             if rule != "-":
