@@ -30,6 +30,7 @@ def problems(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, max_size: int =
         if draw(st.booleans()):
             with contextlib.suppress(ProblemError):  # ConfigSpace refuses some on an inactive parent
                 problem.add_condition(_condition(draw, problem, names[i], names[:i]))
+    _hand_over(problem)
     for _ in range(draw(st.integers(0, 3))):
         try:
             problem.add_forbidden_clause(_clause(draw, problem))
@@ -133,6 +134,14 @@ def _clause(draw: st.DrawFn, problem: HpProblem) -> Any:
         relations = [cs.ForbiddenGreaterThanRelation, cs.ForbiddenLessThanRelation, cs.ForbiddenEqualsRelation]
         return draw(st.sampled_from(relations))(problem[left], problem[right])
     return one() if form == "one" else cs.ForbiddenAndConjunction(one(), one())
+
+
+def _hand_over(problem: HpProblem) -> None:
+    """Let ConfigSpace see all that was added; what it refuses, each time with an error, is taken out."""
+    for _ in problem.hyperparameter_names:
+        with contextlib.suppress(ProblemError):
+            assert problem.space is not None
+            return
 
 
 def _is_searchable(problem: HpProblem) -> bool:
