@@ -24,7 +24,7 @@ from deephyper_balsam.driver.session import Advice, SearchHistory
 from deephyper_balsam.driver.standing import RungValues
 from deephyper_balsam.errors import InputError, SearchExistsError
 from deephyper_balsam.node import failure_policy
-from deephyper_balsam.node.pool_worker import STANDING_FILE, read_rungs
+from deephyper_balsam.node.pool_worker import RUNGS_FILE, STANDING_FILE, read_rungs
 from deephyper_balsam.node.stoppers import NEVER, parse_stopper
 from deephyper_balsam.node.worker import Outcome, ends
 from deephyper_balsam.store.applications import resolve_run
@@ -111,8 +111,12 @@ class InProcessEvaluator(InMemorySession):
         if folder is not None:
             self._folder = Path(folder).resolve()
         stopper = parse_stopper(history.settings.get("stopper", "none"))
-        if self._rungs.stopper != stopper or not history.results:
+        if (
+            not history.trials
+        ):  # a new search: nothing of another that this evaluator had, or that had its folder, counts
+            self._tries.clear()
             self._rungs = RungValues(stopper)
+            (self._folder / STANDING_FILE).unlink(missing_ok=True)
         return history
 
     def close(self, why: str = "it was closed", *, leave_running: bool = False) -> None:
@@ -193,6 +197,8 @@ class InProcessEvaluator(InMemorySession):
             worker = self._idle.pop() if self._idle else _Worker()
             number = self._waiting.popleft()
             folder = self._folder / str(number)
+            if number not in self._tries:  # what a search of the same name left there, whose table was deleted
+                (folder / RUNGS_FILE).unlink(missing_ok=True)
             worker.evaluate(
                 {
                     "spec": self._spec,

@@ -66,6 +66,7 @@ def evaluate_one(task: dict[str, Any]) -> dict[str, Any]:
             trial=task["trial"],
             stopper=stopper,
             line=line,
+            told_to_stop=any(decision["stop"] for decision in read_rungs(folder)),
             minimize=minimize,
         )
         beside = None if keeper is None else keeper.answering

@@ -100,6 +100,9 @@ class RungRecorder(FileRecorder):
         At whose other end a `RungKeeper` answers; None: nobody does, and the run goes on.
     rank, ranks
         Of this process, and how many there are.
+    told_to_stop
+        Whether it was decided that the run ends, and a cut came before it did; where its records are not here any more,
+        it begins anew, and goes on.
     minimize
         As of `Recorder`.
     """
@@ -112,6 +115,7 @@ class RungRecorder(FileRecorder):
         *,
         rank: int = 0,
         ranks: int = 1,
+        told_to_stop: bool = False,
         minimize: bool = False,
     ) -> None:
         super().__init__(file, rank=rank, minimize=minimize)
@@ -121,7 +125,7 @@ class RungRecorder(FileRecorder):
             self._begin()  # all of them now: they know a decision of this start by how often they began
         self._answers = True
         self._asked = self._heard = 0
-        self._stop = False
+        self._stop = told_to_stop and self.curve.last is not None
 
     def add(self, budget: float, objective: float) -> None:
         """Keep a point; at a rung, ask whether the run goes on."""

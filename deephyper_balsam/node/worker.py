@@ -317,6 +317,7 @@ def run_trial(app: Any, spec: Mapping[str, Any], parameters: Mapping[str, Any]) 
         stopper=stopper,
         line=line,
         ranks=ranks,
+        told_to_stop=any(decision.get("stop") for decision in data.get("rungs", ())),
         minimize=minimize,
     )
     if alone or rank() == 0:
@@ -347,6 +348,7 @@ def job_here(
     stopper: Stopper = NEVER,
     line: Line | None = None,
     ranks: int = 1,
+    told_to_stop: bool = False,
     minimize: bool = False,
 ) -> RunningJob:
     """Return what a run function gets whose trial has a folder, in which an earlier start may have left records.
@@ -365,13 +367,17 @@ def job_here(
         Where that is asked.
     ranks
         How many processes the run has.
+    told_to_stop
+        Whether an earlier start was told to stop, and was cut before it did.
     minimize
         Whether the run function returns, and records, a loss.
     """
     file, of_rank = RecordFile(folder, trial), rank() if ranks > 1 else 0
     if stopper == NEVER:
         return RunningJob(number, parameters, FileRecorder(file, rank=of_rank, minimize=minimize), folder)
-    recorder = RungRecorder(file, stopper, line, rank=of_rank, ranks=ranks, minimize=minimize)
+    recorder = RungRecorder(
+        file, stopper, line, rank=of_rank, ranks=ranks, told_to_stop=told_to_stop, minimize=minimize
+    )
     return RunningJob(number, parameters, recorder, folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -289,6 +290,21 @@ def test_runs_stop_early_in_processes_too(tmp_path: Path, stopper: str) -> None:
         for stopped, decisions in zip(frame["m:stopped"], rungs, strict=True):
             assert all(made.agrees(Decision.from_dict(one)) for one in decisions)
             assert stopped == any(one["stop"] for one in decisions)
+
+
+def test_what_was_decided_in_another_search_of_the_folder_or_the_evaluator_counts_for_nothing(tmp_path: Path) -> None:
+    problem = HpProblem("line")
+    problem.add_hyperparameter((0.0, 1.0), "x")
+    (tmp_path / "epochs.py").write_text(EPOCHS)
+    evaluator, frames = InProcessEvaluator(f"{tmp_path / 'epochs.py'}:run", 2), []
+    for name in ("a", "b", "a"):
+        (tmp_path / name / "results.csv").unlink(missing_ok=True)
+        search = RandomSearch(
+            problem, evaluator, name, seed=1, log_dir=tmp_path, poll_s=0.02, stopper="sha:max=9,competing=8"
+        )
+        frames.append(search.search(max_evals=4, show=False))
+        assert json.loads((tmp_path / name / "standing.json").read_text())["rungs"]["1"][0] == 4
+    assert all(set(frame["m:budget"]) == {9.0} for frame in frames)  # four are too few to stop one
 
 
 def test_a_stopper_that_is_none_is_refused_before_anything_begins(tmp_path: Path) -> None:

@@ -148,6 +148,18 @@ def test_a_job_that_has_its_result_is_not_written_to(tmp_path: Path) -> None:
     assert balsam.writes == 0
 
 
+def test_a_run_that_was_cut_after_it_was_told_to_stop_is_told_again(balsam: Balsam, tmp_path: Path) -> None:
+    with Run(balsam, tmp_path) as job:
+        job.record(1, 0.05)
+        assert job.stopped()
+    again = job_here(0, {}, tmp_path, stopper=SHA, told_to_stop=True)
+    assert again.stopped()
+    assert again.objective == 0.05
+    elsewhere = tmp_path / "another site"
+    elsewhere.mkdir()
+    assert not job_here(0, {}, elsewhere, stopper=SHA, told_to_stop=True).stopped()  # it has nothing to return
+
+
 def test_epoch_decides_without_a_request(tmp_path: Path) -> None:
     job = job_here(0, {}, tmp_path, stopper=parse_stopper("epoch:2"))
     job.record(1, 0.5)
