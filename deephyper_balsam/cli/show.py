@@ -11,6 +11,7 @@ import click
 from deephyper_balsam.cli.common import echo_json, json_option
 
 _INDENT = "  "
+_MOST_RECORDS = 12
 
 
 @click.command()
@@ -108,6 +109,7 @@ def _trial_lines(shown: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_INDENT}run once more after: {earlier.get('failure')}{where}"
     for cut in shown["cuts"]:
         yield f"{_INDENT}cut at {_clock(cut['at'])}: {cut['why']}"
+    yield from _curve_lines(shown)
     if shown["metadata"]:
         yield "\nMetadata:"
         yield from _pairs(shown["metadata"])
@@ -122,6 +124,29 @@ def _trial_lines(shown: Mapping[str, Any]) -> Iterator[str]:
         yield shown["output"].rstrip("\n")
     elif shown["folder"] and shown["started_at"] is not None:
         yield f"It printed nothing that can be read from here; its files are at {shown['site']}: {shown['folder']}"
+
+
+def _curve_lines(shown: Mapping[str, Any]) -> Iterator[str]:
+    """Say what the run recorded, in a dozen lines at most, and what was decided at which rung from what."""
+    from deephyper_balsam.common.objective import title, turned
+
+    minimize, curve = shown["minimize"], shown["curve"]
+    if not curve:
+        return
+
+    def value(kept: float) -> str:
+        return f"{turned(kept, minimize):.6g}"
+
+    yield f"\nRecorded: {title(minimize)} by budget"
+    step = max(1, -(-len(curve) // _MOST_RECORDS))
+    kept = [*curve[:-1:step], curve[-1]]
+    yield from _pairs({f"{budget:g}": value(objective) for budget, objective in kept})
+    for decision in shown["decisions"]:
+        what = "stopped" if decision.get("stop") else "went on"
+        others, cutoff = decision.get("n", 0), decision.get("cutoff")
+        asked = f"{value(cutoff)} was needed" if cutoff is not None else "there were too few to compare with"
+        with_what = f"at budget {decision['rung']:g} with {value(decision['value'])}"
+        yield f"{_INDENT}{what} {with_what}: {asked} ({others} others)"
 
 
 def _pairs(values: Mapping[str, Any]) -> Iterator[str]:

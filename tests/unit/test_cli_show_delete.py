@@ -76,6 +76,20 @@ def test_earlier_tries_and_cuts_of_a_trial_are_shown(call: Call, begun: str, api
     assert "cut at " in said
 
 
+def test_what_a_run_recorded_and_what_was_decided_of_it_is_shown(call: Call, begun: str, api: BalsamApi) -> None:
+    row = api.trials(begun)[0]
+    row["data"]["result"].update(curve=[[float(n), n / 100] for n in range(1, 51)], stopped=True)
+    went_on = {"stop": False, "rung": 9.0, "value": 0.09, "n": 2, "cutoff": None, "at": 1.0}
+    row["data"]["rungs"] = [went_on, {"stop": True, "rung": 27.0, "value": 0.27, "n": 12, "cutoff": 0.31, "at": 2.0}]
+    said = call("show", begun, "0").out
+    assert "Recorded: objective by budget" in said
+    assert "went on at budget 9 with 0.09: there were too few to compare with (2 others)" in said
+    assert "stopped at budget 27 with 0.27: 0.31 was needed (12 others)" in said
+    assert said.count("\n  ") < 45  # not all fifty records
+    shown = call("show", begun, "0", "--json").json
+    assert (len(shown["curve"]), shown["stopped"], len(shown["decisions"])) == (50, True, 2)
+
+
 @pytest.mark.parametrize("lines", [3, 20_000])
 def test_the_output_comes_from_the_folder_without_what_balsam_wrote(
     call: Call, begun: str, api: BalsamApi, site: VirtualSite, tmp_path: Path, lines: int
