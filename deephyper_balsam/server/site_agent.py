@@ -18,7 +18,7 @@ import psutil
 from deephyper_balsam.common import processes
 from deephyper_balsam.common.process_id import ProcessId
 from deephyper_balsam.common.processes import tail
-from deephyper_balsam.errors import InputError, ServerError
+from deephyper_balsam.errors import BalsamError, InputError, ServerError
 from deephyper_balsam.server import parts
 from deephyper_balsam.server.credentials import Credentials
 from deephyper_balsam.server.stack_folder import StackFolder
@@ -28,6 +28,7 @@ from deephyper_balsam.sites.configs import SITE_ID_FILE, Site, check_config, for
 from deephyper_balsam.sites.local_batch import STOP_GRACE_S, BatchJobs
 from deephyper_balsam.store.gateway import Gateway
 
+_ALLOCATIONS_END_S = 120.0
 _POLL_S = 0.05
 
 
@@ -162,6 +163,8 @@ class SiteAgent:
             return
         from concurrent.futures import ThreadPoolExecutor
 
+        if orderly and (state.site_config or _LOCAL) != _LOCAL and self.find(state)[0] is not None:
+            self._see_allocations_end()
         found = self._processes(state)
         for process in found[:1]:
             processes.send(process, signal.SIGTERM)
@@ -172,6 +175,28 @@ class SiteAgent:
         parts.stop(state, "agent", found, self._files.waits.stop_s if orderly else 1.0)
         (self._files.site_path / PID_FILE).unlink(missing_ok=True)
         self.jobs.sweep()
+
+    def _see_allocations_end(self) -> None:
+        """Let the agent end what it was asked to: without a server a launcher keeps its nodes, trying to reach it."""
+        gateway, until, said = Gateway(self._files.client_path), time.monotonic() + _ALLOCATIONS_END_S, ""
+        while True:
+            try:
+                left = [row["id"] for row in gateway.batch_jobs([self._site_id], ["pending_deletion"])]
+            except BalsamError as error:
+                self._files.say(f"Balsam does not say which allocations are still to be ended ({error}).")
+                return
+            if not left:
+                return
+            names = ", ".join(f"BatchJob {one}" for one in left)
+            if time.monotonic() > until:
+                self._files.say(
+                    f"The site's agent did not end {names}: look into the scheduler's queue, and cancel it there."
+                )
+                return
+            if names != said:
+                self._files.say(f"Waiting until the scheduler has ended {names}, as was asked.")
+                said = names
+            time.sleep(self._files.waits.settle_s)
 
     def find(self, state: State) -> tuple[psutil.Process | None, str | None]:
         """Return the agent, and what is wrong with it: one of whose services died only looks alive.

@@ -89,6 +89,7 @@ class Place:
             yield found["env"]
         finally:
             self.cli("server", "down", "--dir", directory)
+            wait_for(lambda: not queue(self.lab), "the queue to be empty: nothing keeps nodes without a server", 60)
 
     def notes(self) -> list[tuple[str, int, str, float]]:
         """Return what the runs noted: word, trial, node and time."""
