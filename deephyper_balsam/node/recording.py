@@ -109,6 +109,10 @@ class Recorder:
         """
         self.curve.add(budget, objective)
 
+    def kept(self) -> Curve:
+        """Return what outlives the process that records: here what this one knows."""
+        return self.curve
+
     @property
     def restarts(self) -> int:
         """How often the run was begun before, where it records."""
@@ -249,6 +253,10 @@ class FileRecorder(Recorder):
     def restarts(self) -> int:
         """How often the run was begun before; this start is noted when it is first asked for."""
         return self._begin()
+
+    def kept(self) -> Curve:
+        """Return what stands in the file."""
+        return self._file.read()
 
     def add(self, budget: float, objective: float) -> None:
         """Keep a point here and in the file."""

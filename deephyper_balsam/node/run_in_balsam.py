@@ -13,7 +13,7 @@ from deephyper_balsam.node.stoppers import NEVER, Stopper
 
 
 def stopping(app: Any, data: Mapping[str, Any]) -> tuple[Stopper, RungKeeper | None]:
-    """Return the stopper of a trial's search, and who asks Balsam at its rungs; a run that shall finish has none.
+    """Return the stopper of a trial's search, and who asks Balsam at its rungs.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def stopping(app: Any, data: Mapping[str, Any]) -> tuple[Stopper, RungKeeper | N
         The job's data.
     """
     told = data.get("stopper")
-    if told is None or "finish" in data:
+    if told is None:
         return NEVER, None
     stopper, note = Stopper.from_dict(told["settings"]), told.get("note")
     if note is None:

@@ -277,7 +277,7 @@ def evaluate_apart(
     ending = supervise(work, limit_s, beside=beside)
     if ending.said is not None:
         return ending.said, True
-    recorded = _recorded(RecordFile(job.folder).read())  # what the child knew is gone with it
+    recorded = _recorded(job.recorder.kept())  # what the child knew is gone with it
     return {**_last_words(ending, limit_s), **recorded, **ends(started_at)}, False
 
 

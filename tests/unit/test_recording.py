@@ -232,7 +232,7 @@ def test_a_run_that_is_killed_leaves_its_curve_and_its_next_start_finds_it(tmp_p
         "import json, sys, pathlib\n"
         "from deephyper_balsam.node.worker import evaluate_apart, job_here\n"
         "spec = json.loads(sys.argv[1])\n"
-        "outcome, said = evaluate_apart(spec, job_here(0, {}, pathlib.Path.cwd()), None)\n"
+        "outcome, said = evaluate_apart(spec, job_here(0, {}, pathlib.Path.cwd(), trial='0 of 7'), None)\n"
         "print(json.dumps([outcome, said]))\n"
     )
     folder = tmp_path / "trial"
